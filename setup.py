@@ -1,0 +1,51 @@
+"""Package metadata. Lower bounds are the versions the tests ran with; upper bounds stand where an
+API is known to move between minor versions."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.5"]
+
+setup(
+    name="inset-jax",
+    version="0.1.0",
+    description="Images in sentences: BAGEL/INSET image generation on JAX for TPU pods",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["inset_jax", "inset_jax.*"]),
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "array-record>=0.8.3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "transformers>=5.23,<6",
+        "tokenizers>=0.22",
+        "einops>=0.8.2",
+        "ml-collections>=1.1.0",
+        "tensorstore>=0.1.86",
+        "safetensors>=0.8.0",
+        "numpy>=2.1",
+        "Pillow>=11",
+        "tensorboardX>=2.6.4",
+        "absl-py>=2.1",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        "torch": ["torch>=2.4"],
+        "test": TEST,
+    },
+    entry_points={
+        "console_scripts": [
+            "inset-train=inset_jax.train.__main__:main",
+            "inset-generate=inset_jax.generate:main",
+        ]
+    },
+)
