@@ -24,17 +24,17 @@ STREAMS = ("und", "gen")  # in the order in which their keys are laid out
 
 
 class Visibility(NamedTuple):
-    """Which queries see each key: key k is seen by queries `low[k] <= q < high[k]` of one stream."""
+    """Key k is seen by the queries `low[k] <= q < high[k]` of one stream."""
 
     low: Array  # int32 [..., key]
     high: Array  # int32 [..., key]; high <= low means that nobody sees the key
 
 
 class Pack(NamedTuple):
-    """One pack (or a batch of them, with P in front): two static streams, and what is to be learned.
+    """One pack (or a batch, with P in front): two static streams, and what is to be learned.
 
-    Padding: tokens 0, `und_patch` -1, weights 0, examples -1, visibility empty. A padding query sees
-    nothing and yields zeros; a padding key is seen by nobody.
+    Padding: tokens 0, `und_patch` -1, weights 0, examples -1, visibility empty. A padding query
+    sees nothing and yields zeros; a padding key is seen by nobody.
     """
 
     # the und stream: text, markers, ViT slots

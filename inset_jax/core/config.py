@@ -1,8 +1,8 @@
 """Every default of the project, as frozen dataclasses, with the checks that cross fields.
 
 An experiment in `configs/` edits a copy of these defaults. `ml_collections` sees them as a locked
-`ConfigDict` (`core/overrides.py`), so that flags can override single values; the program itself only
-ever holds the frozen form.
+`ConfigDict` (`core/overrides.py`), so that flags can override single values; the program itself
+only ever holds the frozen form.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class VitConfig:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The FLUX autoencoder. `multipliers` has one entry a resolution; each but the last halves it."""
+    """The FLUX autoencoder: one multiplier a resolution, all but the last then halve it."""
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -113,7 +113,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class SizeLimits:
-    """BAGEL's resizing rule for one kind of image, in pixels. Both sides become multiples of `stride`."""
+    """BAGEL's resizing rule for one kind of image, in pixels; sides are multiples of `stride`."""
 
     max_side: int = 980
     min_side: int = 224
@@ -218,7 +218,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Sampling and guidance. INSET's setting: alpha 4.0, beta 1.5, 50 timesteps, no renormalisation."""
+    """Sampling and guidance. INSET's setting: alpha 4.0, beta 1.5, 50 timesteps, no renorm."""
 
     guidance: str = "inset"  # a name in sample.guidance.MODES: "inset", "bagel", "none"
     alpha: float = 4.0  # scale of stage 1 (inset: text over the visual-only branch)

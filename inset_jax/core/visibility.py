@@ -7,8 +7,8 @@ In reading order a key is seen by one contiguous run of queries (README, design 
     noise    [start of its segment, end of its segment)
 
 and restricting the queries to any subset (one stream, only the noisy tokens of a sampling step)
-keeps their order, so the run stays a run. NumPy only: the data pipeline, the sampler and the kernels
-share it.
+keeps their order, so the run stays a run. NumPy only: the data pipeline, the sampler and the
+kernels share it.
 """
 
 from __future__ import annotations

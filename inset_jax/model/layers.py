@@ -1,0 +1,104 @@
+"""The small parts every network here is made of, and how a parameter is declared.
+
+A parameter is one row: shape, logical names of its dimensions (`core.mesh.RULES`), initialiser.
+Parameters are float32; matrix work happens in the dtype of the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+DEPTH_SCALE = 0.02  # standard deviation of Qwen2's initial weights
+
+normal = jax.nn.initializers.normal(DEPTH_SCALE)
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+def parameter(
+    rngs: nnx.Rngs, shape: Sequence[int], logical: Sequence[str | None], init: Callable
+) -> nnx.Param:
+    """Declares one float32 parameter; `logical` names each dimension of `shape`."""
+    assert len(shape) == len(logical), (shape, logical)
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), logical=tuple(logical))
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias), kernel [in, out]."""
+
+    def __init__(self, shape, logical, rngs: nnx.Rngs, *, bias: bool = True, init=normal):
+        self.kernel = parameter(rngs, shape, logical, init)
+        self.bias = parameter(rngs, shape[-1:], logical[-1:], zeros) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RmsNorm(nnx.Module):
+    """Root-mean-square norm over the last dimension, in float32."""
+
+    def __init__(self, dim: int, logical: str, eps: float, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, (dim,), (logical,), ones)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Mean-and-variance norm over the last dimension, in float32."""
+
+    def __init__(self, dim: int, logical: str, eps: float, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, (dim,), (logical,), ones)
+        self.bias = parameter(rngs, (dim,), (logical,), zeros)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Table(nnx.Module):
+    """Rows looked up by an integer: token embeddings and position tables."""
+
+    def __init__(self, shape, logical, rngs: nnx.Rngs, *, init=normal):
+        self.table = parameter(rngs, shape, logical, init)
+
+    def __call__(self, index: jax.Array, dtype) -> jax.Array:
+        return jnp.take(self.table[...], index, axis=0).astype(dtype)
+
+
+def stack(build: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds `layers` modules of one kind with their parameters stacked in front, for `scan`."""
+    stacked = nnx.vmap(build, in_axes=0, out_axes=0)
+    return nnx.split_rngs(splits=layers)(stacked)(rngs)
+
+
+def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotation, float32 [P, T, 1, D/2].
+
+    Args:
+      position: int32 [P, A, T]; with more than one axis, each turns an equal share of the pairs.
+    """
+    half = head_dim // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    axis_of_pair = jnp.arange(half) * position.shape[1] // half
+    angle = jnp.moveaxis(position.astype(jnp.float32)[:, axis_of_pair], 1, -1) * frequency
+    return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns pairs (i, i + D/2) of each head: x [P, T, heads, D], in float32, back in x's dtype."""
+    cos, sin = cos_sin
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
