@@ -1,0 +1,174 @@
+"""Images from files to arrays: decoding, BAGEL's resizing rule, patches and their places.
+
+The order is always: `load` (any file to RGB) -> `resize` (PIL's antialiased bicubic, to the size of
+`resized_size`) -> uint8 [height, width, 3] -> `patchify`. Sizes are (width, height) where PIL's
+convention is meant and (rows, columns) for patches; names say which.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+
+import numpy as np
+from einops import rearrange
+from PIL import Image, ImageOps
+
+from inset_jax.core.config import SizeLimits
+
+MAX_SOURCE_PIXELS = 2**27  # 134 megapixels: 400 MB decoded; a header that promises more is a bomb
+
+
+def load(source, name: str = "") -> Image.Image:
+    """Decodes an image to RGB as a person sees it.
+
+    EXIF rotation is applied; transparency of any kind (alpha, palette or colour key) is composited
+    on white; 16-bit grey is scaled, not clipped; CMYK and palettes are converted; of an animation
+    the first frame is taken. Colour profiles are ignored, as BAGEL ignores them.
+
+    Args:
+      source: path, encoded bytes, or a PIL image.
+      name: what error messages call the image; a path names itself.
+
+    Raises:
+      ValueError: no such file, not an image, damaged, or more than MAX_SOURCE_PIXELS pixels (found
+        out before anything is decoded).
+    """
+    name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "image")
+    image = source if isinstance(source, Image.Image) else _open(source, name)
+    width, height = image.size
+    if width * height > MAX_SOURCE_PIXELS:
+        raise ValueError(
+            f"{name}: {width}x{height} pixels; at most {MAX_SOURCE_PIXELS} are decoded"
+        )
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{name}: damaged image: {error}") from error
+
+
+def _open(source, name: str) -> Image.Image:
+    """Reads the header only."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `load` has its limit
+            stream = io.BytesIO(source) if isinstance(source, bytes) else source
+            return Image.open(stream)
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: no such image file") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: the header promises too many pixels ({error}); "
+            f"at most {MAX_SOURCE_PIXELS} are decoded"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be read as an image: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image)
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    if has_alpha or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """16-bit integers and floats; PIL's own conversion would clip them at 255."""
+    grey = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        grey = grey * 255.0 if grey.max(initial=0.0) <= 1.0 else grey
+    elif image.mode.startswith("I;16") or grey.max(initial=0.0) > 255:
+        grey = grey / 257.0  # 65535 -> 255
+    grey = np.clip(np.round(grey), 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def resized_size(width: int, height: int, limits: SizeLimits, images: int = 1) -> tuple[int, int]:
+    """Returns the (width, height) that BAGEL gives an image.
+
+    Both are multiples of the stride. An over-full pixel budget multiplies the linear scale by the
+    ratio of areas, which shrinks more than needed, and the long-side limit comes last and wins over
+    the short-side one: oddities of the reference, kept for parity.
+
+    Args:
+      images: number of images that share the budget `limits.max_pixels`.
+    """
+
+    def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
+        to_stride = lambda side: max(
+            limits.stride, round(round(side * scale) / limits.stride) * limits.stride
+        )
+        return to_stride(width), to_stride(height)
+
+    scale = min(limits.max_side / max(width, height), 1.0)
+    scale = max(scale, limits.min_side / min(width, height))
+    width, height = scaled(width, height, scale)
+    budget = limits.max_pixels / images
+    if width * height > budget:
+        width, height = scaled(width, height, budget / (width * height))
+    if max(width, height) > limits.max_side:
+        width, height = scaled(width, height, limits.max_side / max(width, height))
+    return width, height
+
+
+def resize(image: Image.Image, limits: SizeLimits, images: int = 1) -> np.ndarray:
+    """Resizes an RGB image by the rule of `resized_size`; returns uint8 [height, width, 3]."""
+    size = resized_size(*image.size, limits, images)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def normalize(pixels: np.ndarray) -> np.ndarray:
+    """Maps uint8 to float32 in [-1, 1], rounding as the reference does; float32 passes through."""
+    if pixels.dtype != np.uint8:
+        return pixels.astype(np.float32, copy=False)
+    return (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+def patchify(image: np.ndarray, patch: int) -> np.ndarray:
+    """Cuts [height, width, 3] into [rows * columns, patch * patch * 3], (row, column, channel).
+
+    Raises:
+      ValueError: a side is not a multiple of `patch`.
+    """
+    height, width = image.shape[:2]
+    if height % patch or width % patch:
+        raise ValueError(f"image of {width}x{height} pixels: sides must be multiples of {patch}")
+    return rearrange(image, "(r p) (c q) d -> (r c) (p q d)", p=patch, q=patch)
+
+
+def place_ids(rows: int, columns: int, side: int, interpolate: bool = False) -> np.ndarray:
+    """Returns each patch's row in a position table of side x side: int32 [rows * columns].
+
+    Args:
+      interpolate: spread the patches over the whole table instead of using its corner (an option of
+        the reference that its released models do not use).
+
+    Raises:
+      ValueError: more patches a side than the table has.
+    """
+    if not interpolate:
+        if max(rows, columns) > side:
+            raise ValueError(
+                f"an image of {rows}x{columns} (rows x columns) patches does not fit the position "
+                f"table of {side}x{side}: resize it to at most {side} patches a side"
+            )
+        row, column = np.arange(rows), np.arange(columns)
+    else:
+        row, column = _buckets(rows, side), _buckets(columns, side)
+    return (row[:, None] * side + column).reshape(-1).astype(np.int32)
+
+
+def _buckets(patches: int, side: int) -> np.ndarray:
+    # float32 as in the reference: where a patch lies on a border the rounding decides
+    border = np.arange(1, side).astype(np.float64) / side
+    start = np.arange(patches).astype(np.float64) / patches
+    return np.searchsorted(border.astype(np.float32), start.astype(np.float32), side="right")
