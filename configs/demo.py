@@ -1,0 +1,94 @@
+"""The laptop demo: a small model of the real architecture, trained live on two CPU cores.
+
+About 2M parameters without the autoencoder. All numbers are our own. Expected figure and wall time:
+not measured yet. Hardware: any machine with two cores. Command:
+
+    python -m inset_jax.train --config=configs/demo.py --workdir=DIR
+"""
+
+from inset_jax.core.config import (
+    CapacityConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    DropoutConfig,
+    LatentConfig,
+    LlmConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SampleConfig,
+    SizeLimits,
+    TokenConfig,
+    VaeConfig,
+    VitConfig,
+)
+from inset_jax.core.overrides import to_config_dict
+
+
+def model() -> ModelConfig:
+    return ModelConfig(
+        llm=LlmConfig(
+            vocab_size=512,
+            model_dim=128,
+            layers=4,
+            query_heads=4,
+            kv_heads=2,
+            head_dim=32,
+            mlp_dim=256,
+            rope_theta=1e4,
+        ),
+        vit=VitConfig(width=96, layers=1, heads=4, mlp_dim=192, patch=8, side=8),
+        vae=VaeConfig(channels=32, multipliers=(1, 1, 2, 2), res_blocks=1),
+        latents=LatentConfig(patch=1, max_side=8),
+        tokens=TokenConfig(text_start=508, text_end=509, image_start=510, image_end=511),
+        connector_side=8,
+    )
+
+
+def experiment() -> Config:
+    return Config(
+        name="demo",
+        model=model(),
+        compute=ComputeConfig(dtype="float32", remat="none", cross_entropy_chunk=256),
+        data=DataConfig(
+            packs=1,
+            capacity=CapacityConfig(und=1024, gen=1024, vit=512, cross_entropy=256, examples=32),
+            vit_size=SizeLimits(max_side=32, min_side=32, stride=8),
+            vae_size=SizeLimits(max_side=64, min_side=64, stride=8),
+            dropout=DropoutConfig(
+                example_text=0.05,
+                example_images=0.05,
+                example_both=0.05,
+                segment_text=0.0,
+                segment_vit=0.0,
+                segment_vae=0.0,
+            ),
+            max_example_tokens=512,
+            posterior="mean",
+        ),
+        optimizer=OptimizerConfig(
+            name="muon",
+            peak_lr=2e-3,
+            warmup_steps=50,
+            schedule="cosine",
+            eps=1e-8,
+            ema_decay=0.99,
+            first_step_zero=False,
+        ),
+        loss=LossConfig(timestep_shift=4.0),
+        run=RunConfig(
+            steps=1000,
+            log_every=10,
+            save_every=200,
+            validate_every=200,
+            validation_packs=4,
+            sample_every=500,
+        ),
+        sample=SampleConfig(alpha=2.0, beta=1.0, num_timesteps=25),
+    )
+
+
+def get_config():
+    return to_config_dict(experiment())
