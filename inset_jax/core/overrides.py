@@ -121,8 +121,7 @@ def parse(argv: Sequence[str], options: Mapping[str, str]) -> Command:
     from absl import flags
     from ml_collections import config_flags
 
-    argv = list(argv)
-    source = _config_file(argv)
+    source, argv = _config_file(argv)
     preset = load(source)
     known = _names(Config, ROOT)
     for argument in argv:
@@ -130,12 +129,13 @@ def parse(argv: Sequence[str], options: Mapping[str, str]) -> Command:
         if match and match[2] not in known:
             raise ValueError(_unknown(match[2], known))
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(ROOT, flag_values=values, sys_argv=argv)
     for name, text in options.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
     try:
-        with _importable(source):
-            rest = values(argv)
+        config_flags.DEFINE_config_dict(
+            ROOT, to_config_dict(preset), flag_values=values, sys_argv=argv
+        )
+        rest = values(argv)
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, [ROOT, *options], 1)
         hint = f"; did you mean --{near[0]}?" if near else ""
@@ -148,15 +148,16 @@ def parse(argv: Sequence[str], options: Mapping[str, str]) -> Command:
     return Command(config, preset, source, {name: values[name].value for name in options})
 
 
-def _config_file(argv: Sequence[str]) -> str:
-    """Returns the value of the config flag."""
+def _config_file(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the value of the config flag, and the command line without it."""
+    argv = list(argv)
     for position, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == ROOT:
-            if equals and value:
-                return value
-            if not equals and position + 1 < len(argv):
-                return argv[position + 1]
+            words = 1 if equals else 2
+            found = value if equals else "".join(argv[position + 1 : position + 2])
+            if found:
+                return found, argv[:position] + argv[position + words :]
     raise ValueError(f"--{ROOT}=FILE is missing, for example --{ROOT}=configs/demo.py")
 
 

@@ -1,0 +1,74 @@
+"""Contradictions between fields are found before anything runs, and say what to do."""
+
+import pytest
+
+from inset_jax.core.checks import check
+from inset_jax.core.config import Config, MeshConfig, edit
+
+
+def refusal(**changes) -> str:
+    with pytest.raises(ValueError) as caught:
+        check(edit(Config(), **changes))
+    return str(caught.value)
+
+
+def test_defaults_pass():
+    check(Config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data__vae_size__max_side": 2048},
+            "data.vae_size.max_side=2048 needs 128 latent tokens a side, but "
+            "model.latents.max_side is 64: lower the first to 1024 or raise the second",
+        ),
+        (
+            {"data__vit_size__max_side": 1400},
+            "data.vit_size.max_side=1400 needs 100 ViT patches a side, but model.vit.side is 70: "
+            "lower the first to 980 or raise the second",
+        ),
+        ({"data__vae_size__stride": 8}, "data.vae_size.stride=8 must be a multiple of 16 pixels"),
+        ({"data__vit_size__min_side": 1000}, "data.vit_size.min_side=1000 is above"),
+        ({"model__connector_side": 64}, "make them equal"),
+        ({"model__llm__kv_heads": 3}, "cannot share model.llm.kv_heads=3"),
+        ({"model__vit__heads": 7}, "model.vit.width=1152 does not divide"),
+        ({"model__tokens__text_end": 151644}, "the four ids must differ"),
+        ({"model__tokens__text_end": 152064}, "outside model.llm.vocab_size=152064"),
+        ({"model__prediction": "noise"}, "found 'noise', expected one of velocity, clean"),
+        ({"compute__dtype": "float16"}, "config.compute.dtype: found 'float16'"),
+        ({"compute__remat": "half"}, "config.compute.remat"),
+        ({"optimizer__schedule": "linear"}, "config.optimizer.schedule"),
+        ({"optimizer__name": "sgd"}, "config.optimizer.name"),
+        ({"optimizer__ema_decay": 1.5}, "config.optimizer.ema_decay: found 1.5"),
+        ({"optimizer__peak_lr": float("nan")}, "config.optimizer.peak_lr: found nan"),
+        ({"run__save_every": 0}, "config.run.save_every: found 0, expected at least 1"),
+        ({"data__max_example_tokens": 99999}, "is more than a pack holds"),
+        ({"data__capacity__gen": 512}, "data.capacity.gen is 512: raise the second"),
+        ({"data__weights": (1.0,)}, "data.weights has 1 numbers for 0 folders"),
+        (
+            {"data__dropout__example_text": 0.6, "data__dropout__example_both": 0.6},
+            "= 1.2: they exclude each other",
+        ),
+        (
+            {"loss__cross_entropy_weight": 0.0, "loss__flow_weight": 0.0},
+            "nothing would be learned",
+        ),
+        (
+            {"optimizer__schedule": "cosine", "run__steps": 10},
+            "leaves nothing of run.steps=10 for the cosine",
+        ),
+        ({"mesh": MeshConfig(fsdp=-1, tensor=-1)}, "one may be -1"),
+        ({"mesh": MeshConfig(tensor=3)}, "the nearest that does is 2"),
+        ({"mesh": MeshConfig(fsdp=4)}, "make it a multiple of 4"),
+        ({"sample__interval": (0.9, 0.1)}, "the first number is the lower end"),
+    ],
+)
+def test_contradiction_says_what_to_do(changes, message):
+    assert message in refusal(**changes)
+
+
+def test_all_contradictions_are_reported():
+    message = refusal(data__vae_size__max_side=2048, mesh=MeshConfig(fsdp=4))
+    assert len(message.splitlines()) == 2
