@@ -44,7 +44,7 @@ def load(source, name: str = "") -> Image.Image:
         )
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{name}: damaged image: {error}") from error
 
@@ -67,7 +67,7 @@ def _open(source, name: str) -> Image.Image:
         raise ValueError(f"{name}: cannot be read as an image: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 DEPTH_SCALE = 0.02  # standard deviation of Qwen2's initial weights
@@ -90,7 +91,9 @@ def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array,
       position: int32 [P, A, T]; with more than one axis, each turns an equal share of the pairs.
     """
     half = head_dim // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # the reference's rounding, step by step: at position 30,000 its last bit is worth 2e-3
+    exponent = (np.arange(half, dtype=np.float32) / np.float32(half)).astype(np.float64)
+    frequency = np.float32(1) / (theta**exponent).astype(np.float32)
     axis_of_pair = jnp.arange(half) * position.shape[1] // half
     angle = jnp.moveaxis(position.astype(jnp.float32)[:, axis_of_pair], 1, -1) * frequency
     return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
