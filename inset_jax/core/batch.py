@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 Array = Any  # numpy.ndarray on the host, jax.Array under jit
 
 STREAMS = ("und", "gen")  # in the order in which their keys are laid out
+NULL_TEXT, NULL_IMAGE = -2, -3  # codes in `und_patch` beside -1, for `ModelConfig.null_token`
 
 
 class Visibility(NamedTuple):
@@ -39,7 +40,10 @@ class Pack(NamedTuple):
 
     # the und stream: text, markers, ViT slots
     und_token: Array  # int32 [U], token id; 0 at ViT slots
-    und_patch: Array  # int32 [U], row among the pack's ViT patches; -1 where the slot holds a token
+    und_patch: (
+        Array  # int32 [U], row among the pack's ViT patches; -1 where the slot holds a token,
+    )
+    # NULL_TEXT or NULL_IMAGE where it holds the learned token of a dropped segment
     und_position: Array  # int32 [A, U], rotary position
     und_example: Array  # int32 [U], index of the example in the pack; -1 for padding
 
