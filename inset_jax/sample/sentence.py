@@ -1,66 +1,7 @@
-r"""Sentences with pictures in them, as they are typed.
+"""Sentences with pictures in them: the data room's parser, under the names used here."""
 
-    A [img:cat.png] sits on a [img:bench.png]
+from inset_jax.data.sentence import PicturePath
+from inset_jax.data.sentence import parse_sentence as parse
+from inset_jax.data.sentence import read_sentence as read
 
-A path goes up to the next `]`. Text is kept verbatim, spaces included; empty text vanishes. Write
-`\[img:` where the characters `[img:` themselves are meant.
-"""
-
-from __future__ import annotations
-
-import re
-from pathlib import Path
-from typing import NamedTuple
-
-MARK = re.compile(r"(?P<escape>\\)?\[img:(?:(?P<path>[^\]]*)\])?")
-
-
-class PicturePath(NamedTuple):
-    """A picture that a sentence names."""
-
-    path: str
-
-
-def parse(sentence: str) -> list[str | PicturePath]:
-    r"""Splits a sentence into texts and pictures, in order.
-
-    Raises:
-      ValueError: `[img:` without a path or without its `]`.
-    """
-    pieces: list[str | PicturePath] = []
-    text, at = "", 0
-    while mark := MARK.search(sentence, at):
-        text += sentence[at : mark.start()]
-        at = mark.end()
-        if mark["escape"]:
-            at = mark.start() + len(r"\[img:")
-            text += "[img:"
-            continue
-        if not (mark["path"] or "").strip():
-            fault = "names no file" if mark["path"] is not None else "has no closing ]"
-            raise ValueError(
-                f"{sentence!r}: [img: at character {mark.start()} {fault}; write [img:cat.png], or "
-                r"\[img: for the characters themselves"
-            )
-        pieces += [text, PicturePath(mark["path"].strip())]
-        text = ""
-    pieces.append(text + sentence[at:])
-    return [piece for piece in pieces if piece != ""]
-
-
-def read(sentence: str, folder: str = "") -> list:
-    """Parses a sentence and opens its pictures: a list of texts and PIL images.
-
-    Args:
-      folder: what relative paths are relative to; "" is the current one.
-
-    Raises:
-      ValueError: see `parse`; or a picture is missing or broken (its path is named).
-    """
-    from inset_jax.data import image
-
-    is_path = lambda piece: isinstance(piece, PicturePath)
-    return [
-        image.load(str(Path(folder, piece.path))) if is_path(piece) else piece
-        for piece in parse(sentence)
-    ]
+__all__ = ["PicturePath", "parse", "read"]
