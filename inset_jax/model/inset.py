@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from inset_jax.core.batch import Kept, Pack, Visibility
+from inset_jax.core.batch import NULL_IMAGE, NULL_TEXT, Kept, Pack, Visibility
 from inset_jax.core.config import ComputeConfig, ModelConfig
 from inset_jax.core.mesh import constrain
 from inset_jax.model import bridge, flow, layers
@@ -23,7 +23,6 @@ from inset_jax.model.vit import Vit
 
 Params = dict[str, Any]
 
-NULL_TEXT, NULL_IMAGE = -2, -3  # codes in `und_patch` beside -1, for `ModelConfig.null_token`
 FROZEN = ("latent_position/*", "connector_position/*")  # sin-cos tables: never trained
 
 

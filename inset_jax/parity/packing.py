@@ -9,8 +9,8 @@ import numpy as np
 
 from inset_jax.core import visibility
 from inset_jax.core.config import ModelConfig, TokenConfig, edit
-from inset_jax.data import pack
-from inset_jax.data.pack import Item, Layout
+from inset_jax.data import layout as layouts
+from inset_jax.data.layout import GEN, Item, Layout
 from inset_jax.parity.report import Golden
 
 KINDS = {"text": "text", "vit_image": "vit", "vae_image": "clean"}
@@ -48,7 +48,7 @@ def items_of(
 
 def packed(laid: Layout) -> dict[str, np.ndarray]:
     """A layout under the reference's names."""
-    segments, is_latent = laid.segments, laid.stream == pack.GEN
+    segments, is_latent = laid.segments, laid.stream == GEN
     samples = np.unique(segments.example)
     return {
         "sequence_length": np.asarray(len(laid.stream)),
@@ -114,10 +114,10 @@ def _packed_case(content: Mapping, config: ModelConfig) -> dict:
     for plan in content["plan"]:
         items = items_of(plan, config, dropped)
         examples.append([_drawn(item, draws) for item in items])
-    laid = pack.layout(examples, config)
+    laid = layouts.layout(examples, config)
     result = packed(laid)
     kinds = np.asarray(["causal", "full", "noise"])
-    is_latent = laid.stream == pack.GEN
+    is_latent = laid.stream == GEN
     per_image = lambda values, lengths: (
         [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])]
         if len(lengths)

@@ -1,0 +1,167 @@
+"""The model as a whole: full-size tracing, padding, streams that are absent, remat policies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inset_jax.core.batch import NULL_TEXT, Pack, Visibility
+from inset_jax.core.config import ComputeConfig, ModelConfig, edit
+from inset_jax.model import inset
+from inset_jax.model.decoder import REMAT
+
+TINY = edit(
+    ModelConfig(),
+    llm__vocab_size=97,
+    llm__model_dim=32,
+    llm__layers=2,
+    llm__query_heads=4,
+    llm__kv_heads=2,
+    llm__head_dim=8,
+    llm__mlp_dim=48,
+    vit__width=24,
+    vit__layers=1,
+    vit__heads=2,
+    vit__mlp_dim=32,
+    vit__patch=2,
+    vit__side=4,
+    connector_side=4,
+    latents__max_side=4,
+    vae__latent_channels=2,
+)
+COMPUTE = ComputeConfig(dtype="float32", remat="none", attention="reference")
+
+
+def pack_shapes(config: ModelConfig, und: int, gen: int, vit: int) -> Pack:
+    """One pack of these capacities as shapes."""
+    shape = lambda size, dtype: jax.ShapeDtypeStruct((1, *size), dtype)
+    ids = lambda *size: shape(size, jnp.int32)
+    numbers = lambda *size: shape(size, jnp.float32)
+    seen = lambda size: Visibility(ids(size), ids(size))
+    return Pack(
+        *(ids(und), ids(und), ids(1, und), ids(und)),
+        *(numbers(gen, config.latent_dim), numbers(gen, config.latent_dim), numbers(gen)),
+        *(ids(gen), ids(1, gen), ids(gen), numbers(gen)),
+        visibility={"und": seen(und + gen), "gen": seen(und + gen)},
+        vit_patch=shape((vit, config.vit.patch_dim), jnp.uint8),
+        vit_place=ids(vit),
+        vit_visibility=seen(vit),
+        **{"ce_index": ids(8), "ce_label": ids(8), "ce_weight": numbers(8), "ce_example": ids(8)},
+    )
+
+
+def random_pack(config: ModelConfig, und: int, gen: int, vit: int) -> Pack:
+    """A pack of one example in which everything is visible to everything."""
+    random = np.random.default_rng(0)
+
+    def fill(leaf):
+        if leaf.dtype == jnp.float32:
+            return random.standard_normal(leaf.shape).astype(np.float32)
+        return random.integers(0, 4, leaf.shape).astype(leaf.dtype)
+
+    pack = jax.tree.map(fill, pack_shapes(config, und, gen, vit))
+    patch = np.where(np.arange(und) < vit, np.arange(und), -1)[None]
+    everything = lambda queries, keys: Visibility(
+        np.zeros((1, keys), np.int32), np.full((1, keys), queries, np.int32)
+    )
+    seen = {"und": everything(und, und + gen), "gen": everything(gen, und + gen)}
+    return pack._replace(
+        und_patch=patch, visibility=seen, vit_visibility=everything(max(vit, 1), vit)
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    definition, params = inset.create(TINY, seed=0)
+    head = params["latent_out"]["kernel"]
+    params["latent_out"]["kernel"] = jnp.ones_like(head) / 10  # the initial head predicts zero
+    return definition, params
+
+
+def test_seven_billion_active_parameters_trace_and_lower_without_memory():
+    config, compute = ModelConfig(), ComputeConfig(attention="chunked")
+    definition, shapes = inset.abstract(config)
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 14_607_260_128
+
+    def forward(params, pack):
+        decoded, _ = inset.bind(definition, params)(pack, 4.0, compute)
+        return decoded.hidden
+
+    pack = pack_shapes(config, und=1024, gen=1024, vit=512)
+    hidden = jax.eval_shape(forward, shapes, pack)
+    assert {name: leaf.shape for name, leaf in hidden.items()} == {
+        "und": (1, 1024, 3584),
+        "gen": (1, 1024, 3584),
+    }
+    text = jax.jit(forward).lower(shapes, pack).as_text()
+    assert "28x3584x18944" in text  # the stacked layers enter whole and are scanned
+
+
+def test_logical_axes_name_every_dimension_of_every_parameter():
+    _, shapes = inset.abstract(TINY)
+    axes = inset.logical_axes(TINY)
+    jax.tree.map(lambda leaf, names: None, shapes, axes, is_leaf=lambda x: isinstance(x, tuple))
+    flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    assert [len(names) for names in flat] == [leaf.ndim for leaf in jax.tree.leaves(shapes)]
+
+
+def test_every_remat_policy_gives_the_same_gradient(tiny):
+    definition, params = tiny
+    pack = random_pack(TINY, und=12, gen=6, vit=4)
+
+    def loss(params, policy):
+        compute = ComputeConfig(dtype="float32", remat=policy, attention="reference")
+        decoded, _ = inset.bind(definition, params)(pack, 1.0, compute)
+        return sum(jnp.sum(jnp.sin(x)) for x in decoded.hidden.values())
+
+    gradients = [jax.jit(jax.grad(loss), static_argnums=1)(params, name) for name in REMAT]
+    for other in gradients[1:]:
+        for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(other)):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pack_without_images_or_without_targets_runs(tiny):
+    definition, params = tiny
+
+    def widths(und, gen, vit):
+        pack = random_pack(TINY, und, gen, vit)
+        decoded, _ = inset.bind(definition, params)(pack, 1.0, COMPUTE)
+        assert all(bool(jnp.isfinite(x).all()) for x in decoded.hidden.values())
+        return {name: x.shape[1] for name, x in decoded.hidden.items()}
+
+    assert widths(und=8, gen=4, vit=0) == {"und": 8, "gen": 4}
+    assert widths(und=8, gen=0, vit=2) == {"und": 8}
+
+
+def test_kept_keys_continue_a_context_exactly(tiny):
+    """Text in two halves over kept keys equals the text in one piece."""
+    definition, params = tiny
+    model = inset.bind(definition, params)
+    token = jnp.asarray(np.random.default_rng(1).integers(0, 97, (1, 10)), jnp.int32)
+    x = model.embed_und(token, jnp.full((1, 10), -1), None, COMPUTE)
+    position = jnp.arange(10, dtype=jnp.int32)[None, None]
+    causal = lambda first, last, keys: Visibility(
+        jnp.maximum(jnp.arange(keys, dtype=jnp.int32)[None] - first, 0),
+        jnp.full((1, keys), last - first, jnp.int32),
+    )
+    run = lambda a, b, kept: model.decode(
+        {"und": x[:, a:b]},
+        {"und": position[..., a:b]},
+        {"und": causal(a, b, b)},
+        COMPUTE,
+        kept,
+        ("kept",),
+    )
+    whole, first = run(0, 10, None), run(0, 6, None)
+    second = run(6, 10, first.kept)
+    joined = jnp.concatenate([first.hidden["und"], second.hidden["und"]], axis=1)
+    np.testing.assert_allclose(joined, whole.hidden["und"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_null_token_stands_for_a_dropped_modality():
+    config = edit(TINY, null_token=True)
+    definition, params = inset.create(config, seed=0)
+    model = inset.bind(definition, params)
+    x = model.embed_und(jnp.asarray([[5, 0]]), jnp.asarray([[-1, NULL_TEXT]]), None, COMPUTE)
+    np.testing.assert_array_equal(x[0, 0], params["llm"]["embed"]["table"][5])
+    np.testing.assert_array_equal(x[0, 1], params["null"]["table"][0])
