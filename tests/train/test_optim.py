@@ -1,0 +1,148 @@
+"""The optimizer against its equations, on trees of a few numbers."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inset_jax.core.config import OptimizerConfig
+from inset_jax.train import optim
+
+ADAMW = OptimizerConfig(peak_lr=0.1, warmup_steps=2, eps=1e-8, clip_norm=1e9, ema_decay=0.9)
+
+
+def tree(seed: int) -> dict:
+    draw = np.random.default_rng(seed).standard_normal
+    return {
+        "llm": {
+            "layers": {"und": {"mlp": {"up": {"kernel": jnp.asarray(draw((2, 6, 4)))}}}},
+            "embed": {"table": jnp.asarray(draw((5, 3)))},
+        },
+        "vit": {"norm": {"scale": jnp.asarray(draw(3))}},
+        "latent_position": {"table": jnp.asarray(draw((4, 2)))},
+    }
+
+
+def test_split_freezes_by_pattern_and_the_sincos_tables_always():
+    trained, frozen = optim.split(tree(0), ("vit/*",))
+    assert set(trained) == {"llm"}
+    assert set(frozen) == {"vit", "latent_position"}
+    jax.tree.map(np.testing.assert_array_equal, optim.merge(frozen, trained), tree(0))
+
+
+def test_frozen_parameters_have_no_optimizer_state():
+    trained, _ = optim.split(tree(0), ("llm/embed/*", "vit/*"))
+    state = optim.create(ADAMW, 10).init(trained)
+    shapes = sorted(x.shape for x in jax.tree.leaves(state))
+    assert shapes == [(), (2, 6, 4), (2, 6, 4)]  # count and two moments of the one matrix
+
+
+def test_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"'vti/\*' matches no parameter; did you mean 'vit/\*'\?"):
+        optim.split(tree(0), ("vti/*",))
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        optim.split(tree(0), ("*",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [0.0, 0.05, 0.1, 0.1]),  # BAGEL: the first update has rate 0
+        ({"first_step_zero": False}, [0.05, 0.1, 0.1, 0.1]),
+        ({"warmup_steps": 0}, [0.1, 0.1, 0.1, 0.1]),
+        ({"schedule": "cosine", "final_lr_ratio": 0.0}, [0.0, 0.05, 0.1, 0.05, 0.0]),
+        ({"schedule": "cosine", "final_lr_ratio": 0.5}, [0.0, 0.05, 0.1, 0.075, 0.05]),
+        ({"schedule": "cosine", "warmup_steps": 0, "final_lr_ratio": 0.0}, [0.1, 0.0853553]),
+    ],
+)
+def test_schedule(changes, expected):
+    rate = optim.schedule(replace(ADAMW, **changes), steps=4)
+    np.testing.assert_allclose([rate(jnp.int32(k)) for k in range(len(expected))], expected, 1e-5)
+
+
+def test_adamw_follows_its_equations():
+    optimizer = optim.create(ADAMW, 10)
+    trained, _ = optim.split(tree(0), ())
+    grads, _ = optim.split(tree(1), ())
+    state, moved = optimizer.init(trained), trained
+    for _ in range(3):
+        moved, state, told = optimizer.update(grads, state, moved)
+    g = np.asarray(grads["vit"]["norm"]["scale"], np.float64)
+    # constant gradients: both moments, corrected, are g and g^2 at every step
+    rates = 0.0 + 0.05 + 0.1
+    expected = np.asarray(trained["vit"]["norm"]["scale"]) - rates * g / (np.abs(g) + 1e-8)
+    np.testing.assert_allclose(moved["vit"]["norm"]["scale"], expected, rtol=1e-5)
+    assert told["learning_rate"] == np.float32(0.1)
+    norm = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(told["grad_norm"], norm, rtol=1e-5)
+
+
+def test_clipping_scales_all_gradients_by_their_global_norm():
+    # with a huge eps the update is the gradient over eps, so the clip is visible in it
+    huge = {"clip_norm": 0.5, "eps": 1e6, "peak_lr": 1e6, "warmup_steps": 0}
+    trained, _ = optim.split(tree(0), ())
+    grads, _ = optim.split(tree(1), ())
+    optimizer = optim.create(replace(ADAMW, **huge), 10)
+    moved, _, told = optimizer.update(grads, optimizer.init(trained), trained)
+    assert told["grad_norm"] > 1
+    step = jax.tree.map(jnp.subtract, trained, moved)
+    expected = jax.tree.map(lambda g: g * 0.5 / told["grad_norm"], grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), step, expected)
+
+
+def test_weight_decay_spares_norms():
+    config = replace(ADAMW, weight_decay=0.5, warmup_steps=0)
+    trained, _ = optim.split(tree(0), ())
+    optimizer = optim.create(config, 10)
+    still = jax.tree.map(jnp.zeros_like, trained)
+    moved, _, _ = optimizer.update(still, optimizer.init(trained), trained)
+    np.testing.assert_array_equal(moved["vit"]["norm"]["scale"], trained["vit"]["norm"]["scale"])
+    table = trained["llm"]["embed"]["table"]
+    np.testing.assert_allclose(moved["llm"]["embed"]["table"], table * 0.95, rtol=1e-6)
+
+
+def test_muon_orthogonalises_each_matrix_of_a_stack_and_leaves_the_rest_to_adamw():
+    config = replace(ADAMW, name="muon", warmup_steps=0)
+    trained, _ = optim.split(tree(0), ())
+    grads, _ = optim.split(tree(1), ())
+    optimizer = optim.create(config, 10)
+    state = optimizer.init(trained)
+    moved, state, _ = optimizer.update(grads, state, trained)
+    kernel = lambda t: t["llm"]["layers"]["und"]["mlp"]["up"]["kernel"]
+    update = (kernel(trained) - kernel(moved)) / 0.1 / (optim.MUON_RMS * 6**0.5)
+    singular = np.linalg.svd(np.asarray(update), compute_uv=False)
+    assert singular.shape == (2, 4)
+    # Newton-Schulz leaves singular values near one, not at one
+    assert np.all((singular > 0.6) & (singular < 1.3))
+    u, _, vt = np.linalg.svd(np.asarray(kernel(grads)), full_matrices=False)
+    assert np.sum(np.asarray(update) * (u @ vt)) / (2 * 4) > 0.8
+    assert "und" not in state["adam"]["mu"]["llm"].get("layers", {})
+    assert set(state["muon"]) == {"mu"}
+
+
+def test_average_has_no_warm_up():
+    ema = optim.average({"a": jnp.ones(2)}, {"a": jnp.zeros(2)}, 0.9)
+    np.testing.assert_allclose(ema["a"], [0.9, 0.9])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_has_logical_names_for_every_array(name):
+    config = replace(ADAMW, name=name)
+    trained, _ = optim.split(tree(0), ())
+    names = jax.tree.map(lambda x: ("small",) * x.ndim, trained)
+    logical = optim.state_logical(names, config)
+    state = optim.create(config, 10).init(trained)
+    paths = lambda t, leaf=None: {
+        jax.tree_util.keystr(path): value
+        for path, value in jax.tree_util.tree_leaves_with_path(t, is_leaf=leaf)
+    }
+    is_names = lambda node: isinstance(node, tuple)
+    named, arrays = paths(logical, is_names), paths(state)
+    assert {path: len(value) for path, value in named.items()} == {
+        path: value.ndim for path, value in arrays.items()
+    }
