@@ -1,7 +1,7 @@
 """Text to ids and back, over the `tokenizers` library (transformers takes seconds to import).
 
 A tokenizer is a `tokenizer.json`; a user's checkpoint brings its own. The layout puts the four
-special tokens around texts and images itself, by the ids of `TokenConfig`, so here they only have to
+special tokens around texts and images itself, by the ids of `TokenConfig`; here they only have to
 agree. Special tokens that are typed into a text are text: a caption cannot open an image.
 """
 
