@@ -94,7 +94,7 @@ def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array,
     # the reference's rounding, step by step: at position 30,000 its last bit is worth 2e-3
     exponent = (np.arange(half, dtype=np.float32) / np.float32(half)).astype(np.float64)
     frequency = np.float32(1) / (theta**exponent).astype(np.float32)
-    axis_of_pair = jnp.arange(half) * position.shape[1] // half
+    axis_of_pair = np.arange(half) * position.shape[1] // half
     angle = jnp.moveaxis(position.astype(jnp.float32)[:, axis_of_pair], 1, -1) * frequency
     return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from inset_jax.checkpoint import convert
+from inset_jax.checkpoint import bagel, convert
 from inset_jax.core.batch import Visibility
 from inset_jax.core.config import ComputeConfig, ModelConfig
 from inset_jax.data import image as images
@@ -40,7 +40,7 @@ class Reference(NamedTuple):
 @cache
 def reference(folder: Path) -> Reference:
     """Loads `folder`/ckpt, a BAGEL-format folder, strictly."""
-    config = convert.config_from_bagel(folder / "ckpt")
+    config = bagel.config_from_bagel(folder / "ckpt")
     params = convert.load_bagel(folder / "ckpt", config)
     return Reference(config, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params))
 

@@ -61,7 +61,10 @@ def packed(laid: Layout) -> dict[str, np.ndarray]:
         "packed_text_indexes": np.flatnonzero(laid.id >= 0),
         "packed_vit_token_indexes": np.flatnonzero(laid.is_patch),
         "packed_vae_token_indexes": np.flatnonzero(is_latent),
-        "packed_und_token_indexes": np.flatnonzero(~is_latent),
+        # the reference lists the texts and markers of the und expert before its ViT slots
+        "packed_und_token_indexes": np.concatenate(
+            [np.flatnonzero(laid.id >= 0), np.flatnonzero(laid.is_patch)]
+        ),
         "packed_gen_token_indexes": np.flatnonzero(is_latent),
         "packed_vit_position_ids": laid.vit_place,
         "packed_latent_position_ids": laid.place,
