@@ -1,0 +1,287 @@
+"""BAGEL's folder: its JSON files as a `ModelConfig` and back.
+
+    config.json          latent_patch_size, max_latent_size, vit_max_num_patch_per_side, vae_config
+    llm_config.json      Qwen2's names
+    vit_config.json      SigLIP's names; num_hidden_layers counts one layer that never runs
+    special_tokens.json  ids of the four tokens; without it they come from the tokenizer's files
+
+The released folder has no vae_config: BAGEL hard-codes the full-size FLUX autoencoder, as the
+defaults of `VaeConfig` do, and a table of 64 latent tokens and of 70 patches a side.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from inset_jax.core.config import (
+    LatentConfig,
+    LlmConfig,
+    ModelConfig,
+    TokenConfig,
+    VaeConfig,
+    VitConfig,
+)
+
+CONFIG_FILES = ("config.json", "llm_config.json", "vit_config.json", "special_tokens.json")
+UNUSED_VIT_LAYERS = 1  # stored but never run: BAGEL reads the features before SigLIP's last layer
+
+# file -> our field -> BAGEL's key
+LLM_KEYS = {
+    "vocab_size": "vocab_size",
+    "model_dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "query_heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp_dim": "intermediate_size",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+}
+VIT_KEYS = {
+    "width": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "heads": "num_attention_heads",
+    "patch": "patch_size",
+}
+VAE_KEYS = {
+    "channels": "ch",
+    "res_blocks": "num_res_blocks",
+    "latent_channels": "z_channels",
+    "scale": "scale_factor",
+    "shift": "shift_factor",
+}
+TOKEN_KEYS = {  # our field -> key in special_tokens.json, text of the token
+    "text_start": ("bos_token_id", "<|im_start|>"),
+    "text_end": ("eos_token_id", "<|im_end|>"),
+    "image_start": ("start_of_image", "<|vision_start|>"),
+    "image_end": ("end_of_image", "<|vision_end|>"),
+}
+# what the code here computes, whatever the folder says: anything else is refused
+FIXED: dict[str, dict[str, Any]] = {
+    "config.json": {"connector_act": "gelu_pytorch_tanh", "interpolate_pos": False},
+    "llm_config.json": {"hidden_act": "silu", "rope_scaling": None},
+    "vit_config.json": {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3},
+}
+
+
+def is_bagel(folder: str | pathlib.Path) -> bool:
+    """Whether a folder looks like BAGEL's: it has the language model's config and no steps."""
+    folder = pathlib.Path(folder)
+    if (folder / "llm_config.json").is_file():
+        return True
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def config_from_bagel(folder: str | pathlib.Path) -> ModelConfig:
+    """Reads the sizes of a BAGEL-format folder.
+
+    Raises:
+      ValueError: a file or key is missing or of the wrong type, or asks for what BAGEL's code
+        never does (another activation, rotary scaling).
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    main = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+    llm, vit = _part(folder, "llm_config", main), _part(folder, "vit_config", main)
+    files = {"config.json": main, "llm_config.json": llm, "vit_config.json": vit}
+    for name, expected in FIXED.items():
+        for key, value in expected.items():
+            if files[name].get(key, value) != value:
+                raise ValueError(
+                    f"{folder / name}: {key} is {files[name][key]!r}; only {value!r} is supported"
+                )
+    vae = main.get("vae_config") or {}
+    llm_where, vit_where = folder / "llm_config.json", folder / "vit_config.json"
+    where = folder / "config.json"
+    return ModelConfig(
+        llm=_llm(llm, llm_where),
+        vit=_vit(vit, vit_where),
+        vae=_vae(vae, where) if vae else VaeConfig(),
+        latents=LatentConfig(
+            patch=_number(main, "latent_patch_size", where, default=LatentConfig.patch),
+            max_side=_number(main, "max_latent_size", where, default=LatentConfig.max_side),
+        ),
+        tokens=tokens_from_folder(folder, llm["vocab_size"]),
+        connector_side=_number(
+            main, "vit_max_num_patch_per_side", where, default=ModelConfig.connector_side
+        ),
+    )
+
+
+def tokens_from_folder(folder: str | pathlib.Path, vocab_size: int) -> TokenConfig:
+    """Finds the ids of the four special tokens, in special_tokens.json or the tokenizer's files.
+
+    A folder without either gets Qwen2.5's ids.
+
+    Raises:
+      ValueError: the files name some of the tokens but not all, or an id is outside the vocabulary.
+    """
+    folder = pathlib.Path(folder)
+    path, ids = folder / "special_tokens.json", {}
+    if path.is_file():
+        values = _read(path)
+        ids = {field: _number(values, key, path) for field, (key, _) in TOKEN_KEYS.items()}
+    else:
+        for path, known in _tokenizer_ids(folder):
+            if not any(text in known for _, text in TOKEN_KEYS.values()):
+                continue
+            missing = [text for _, text in TOKEN_KEYS.values() if text not in known]
+            if missing:
+                raise ValueError(f"{path}: the tokenizer has no {', '.join(missing)}")
+            ids = {field: known[text] for field, (_, text) in TOKEN_KEYS.items()}
+            break
+    tokens = TokenConfig(**ids)
+    for field, (_, text) in TOKEN_KEYS.items():
+        if not 0 <= getattr(tokens, field) < vocab_size:
+            source = path if ids else "Qwen2.5's default (the folder names no special tokens)"
+            raise ValueError(
+                f"{source}: {text} is {getattr(tokens, field)}, but llm_config.json in {folder} "
+                f"says vocab_size {vocab_size}"
+            )
+    return tokens
+
+
+def tokenizer_file(folder: str | pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder's tokenizer.json, or None."""
+    path = pathlib.Path(folder) / "tokenizer.json"
+    return path if path.is_file() else None
+
+
+def to_files(config: ModelConfig) -> dict[str, dict]:
+    """Returns BAGEL's JSON files for a model, by file name; the inverse of `config_from_bagel`.
+
+    Raises:
+      ValueError: BAGEL's format cannot say what the config asks for.
+    """
+    llm, vit, vae = config.llm, config.vit, config.vae
+    for found, wanted, field in (
+        (config.prediction, "velocity", "prediction"),
+        (config.null_token, False, "null_token"),
+        (llm.query_heads * llm.head_dim, llm.model_dim, "llm.query_heads * llm.head_dim"),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"BAGEL's format cannot hold this model: {field} is {found!r}, not {wanted!r}"
+            )
+    return {
+        "config.json": {
+            "model_type": "bagel",
+            "visual_gen": True,
+            "visual_und": True,
+            "latent_patch_size": config.latents.patch,
+            "max_latent_size": config.latents.max_side,
+            "vit_max_num_patch_per_side": config.connector_side,
+            **FIXED["config.json"],
+            "vae_config": {
+                **{key: getattr(vae, field) for field, key in VAE_KEYS.items()},
+                "in_channels": 3,
+                "out_ch": 3,
+                "downsample": vae.downsample,
+                "ch_mult": list(vae.multipliers),
+            },
+        },
+        "llm_config.json": {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            **{key: getattr(llm, field) for field, key in LLM_KEYS.items()},
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "qk_norm": True,
+            "layer_module": "Qwen2MoTDecoderLayer",
+        },
+        "vit_config.json": {
+            "model_type": "siglip_vision_model",
+            **{key: getattr(vit, field) for field, key in VIT_KEYS.items()},
+            "num_hidden_layers": vit.layers + UNUSED_VIT_LAYERS,
+            "image_size": vit.side * vit.patch,
+            "layer_norm_eps": vit.norm_eps,
+            **FIXED["vit_config.json"],
+        },
+        "special_tokens.json": {
+            key: getattr(config.tokens, field) for field, (key, _) in TOKEN_KEYS.items()
+        },
+    }
+
+
+def _llm(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:
+    defaults = {"rope_theta": LlmConfig.rope_theta, "norm_eps": LlmConfig.norm_eps}
+    found = {
+        field: _number(values, key, where, defaults.get(field)) for field, key in LLM_KEYS.items()
+    }
+    if found["model_dim"] % found["query_heads"]:
+        raise ValueError(
+            f"{where}: hidden_size {found['model_dim']} does not divide into "
+            f"num_attention_heads {found['query_heads']}"
+        )
+    return LlmConfig(**found, head_dim=found["model_dim"] // found["query_heads"])
+
+
+def _vit(values: Mapping[str, Any], where: pathlib.Path) -> VitConfig:
+    found = {field: _number(values, key, where) for field, key in VIT_KEYS.items()}
+    layers = _number(values, "num_hidden_layers", where) - UNUSED_VIT_LAYERS
+    pixels = _number(values, "image_size", where)
+    if layers < 0:
+        raise ValueError(f"{where}: num_hidden_layers is 0, but one layer is stored and never run")
+    if pixels % found["patch"]:
+        raise ValueError(
+            f"{where}: image_size {pixels} is not a multiple of patch_size {found['patch']}"
+        )
+    eps = _number(values, "layer_norm_eps", where, VitConfig.norm_eps)
+    return VitConfig(**found, layers=layers, side=pixels // found["patch"], norm_eps=eps)
+
+
+def _vae(values: Mapping[str, Any], where: pathlib.Path) -> VaeConfig:
+    found = {field: _number(values, key, where) for field, key in VAE_KEYS.items()}
+    multipliers = values.get("ch_mult")
+    if not isinstance(multipliers, list) or not all(isinstance(m, int) for m in multipliers):
+        raise ValueError(f"{where}: vae_config.ch_mult is {multipliers!r}, expected whole numbers")
+    return VaeConfig(**found, multipliers=tuple(multipliers))
+
+
+def _tokenizer_ids(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, dict[str, int]]]:
+    """Yields each tokenizer file of the folder with the ids it states, best first."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        values = _read(path)
+        added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
+        yield path, {**(values.get("model", {}).get("vocab") or {}), **added}
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        decoder = _read(path).get("added_tokens_decoder") or {}
+        yield path, {token["content"]: int(number) for number, token in decoder.items()}
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        yield path, _read(path)
+
+
+def _part(folder: pathlib.Path, name: str, main: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads `<name>.json`, or the group of that name inside config.json."""
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return _read(path)
+    if isinstance(main.get(name), dict):
+        return main[name]
+    raise ValueError(
+        f"{path}: missing, and config.json has no {name}; expected a BAGEL folder with "
+        "llm_config.json, vit_config.json, ema.safetensors and ae.safetensors"
+    )
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: found {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _number(values: Mapping[str, Any], key: str, where: pathlib.Path, default=None):
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where}: {key} is {value!r}, expected a number")
+    return value

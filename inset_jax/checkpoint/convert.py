@@ -1,0 +1,259 @@
+"""BAGEL's weights as our parameters and back, exactly.
+
+`names.TABLE` says which tensor goes where; here it is applied to a folder. Nothing is skipped:
+every tensor of the files is used once and every parameter filled once, or one error lists what is
+not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from inset_jax.checkpoint import bagel, differences, names, tensors
+from inset_jax.core.config import ModelConfig
+
+KEEP = "keep"  # dtype: whatever the file has
+NULL_TABLE = "model/null/table"  # rows: text, image; BAGEL has no such parameter
+EMBEDDING = "model/llm/embed/table"
+
+
+def abstract(config: ModelConfig) -> dict[str, Any]:
+    """Returns the whole tree {"model", "vae"} of shapes; allocates nothing."""
+    from inset_jax.model import inset, vae
+
+    return {"model": inset.abstract(config)[1], "vae": vae.abstract(config.vae)[1]}
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of a model by path."""
+    return {path: tuple(leaf.shape) for path, leaf in names.flatten(abstract(config)).items()}
+
+
+def load_bagel(
+    folder: str | pathlib.Path, config: ModelConfig | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Reads a BAGEL-format folder into the parameters {"model", "vae"}, NumPy arrays.
+
+    The frozen position tables come from the file like everything else. A learned null token
+    (`config.null_token`), which BAGEL does not have, starts as the embeddings of the tokens that
+    open a text and an image.
+
+    Args:
+      folder: holds ema.safetensors or model.safetensors (or shards with an index) and
+        ae.safetensors; the patch embedding may be linear or a convolution.
+      config: what is expected; None means what the folder's JSON files say.
+      dtype: of the result: "float32", "bfloat16", "float16", or KEEP for each tensor's own.
+
+    Raises:
+      ValueError: the folder's sizes are not the config's, in one sentence; and by name, with the
+        nearest candidate, every tensor that is missing, unexpected, misshapen or not finite.
+    """
+    config = bagel.config_from_bagel(folder) if config is None else config
+    source = tensors.open_folder(folder)
+    wanted = shapes(config)
+    links, foreign = names.links(wanted)
+    assert set(foreign) <= {NULL_TABLE}, foreign
+    check(folder, source, links, config, wanted)
+    params, broken = {}, []
+    for path, shape in wanted.items():
+        if path not in foreign:
+            rows = names.from_path(path, shape)
+            params[path] = _fill(source, rows, shape, dtype, broken)
+    if broken:
+        lines = [f"  not finite: {name} ({count} numbers)" for name, count in broken]
+        raise ValueError("\n".join([f"{folder}: {len(broken)} tensors are not finite", *lines]))
+    if NULL_TABLE in foreign:
+        tokens = config.tokens
+        params[NULL_TABLE] = params[EMBEDDING][[tokens.text_start, tokens.image_start]]
+    return names.unflatten({path: params[path] for path in wanted})
+
+
+def save_bagel(
+    folder: str | pathlib.Path,
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    side_files: str | pathlib.Path | None = None,
+) -> None:
+    """Writes parameters as a BAGEL-format folder, in the dtypes they have.
+
+    The folder appears whole or not at all: it is written beside its name and then renamed.
+
+    Args:
+      folder: must not exist, or be empty.
+      params: {"model", "vae"}, JAX or NumPy arrays.
+      config: of these parameters.
+      side_files: a folder whose other files (configs, tokenizer) are copied as they are; without
+        it, the JSON files are written from `config`.
+
+    Raises:
+      ValueError: the folder is not empty, BAGEL's format cannot hold the model, or the parameters
+        are not the config's.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: exists already; choose a new folder")
+    files = bagel.to_files(config)
+    leaves = names.flatten(params)
+    wanted = shapes(config)
+    problems = differences.shapes({path: np.shape(leaf) for path, leaf in leaves.items()}, wanted)
+    if problems:
+        raise ValueError("\n".join(["the parameters are not those of the config:", *problems]))
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for part, name in (("model", tensors.MODEL_FILES[0]), ("vae", tensors.VAE_FILES[0])):
+        inside = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")}
+        _write(unfinished / name, inside)
+    if side_files is None:
+        for name, values in files.items():
+            (unfinished / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    else:
+        for path in sorted(pathlib.Path(side_files).iterdir()):
+            if path.is_file() and ".safetensors" not in path.name:
+                shutil.copyfile(path, unfinished / path.name)
+    os.replace(unfinished, folder)
+
+
+def check(
+    folder: str | pathlib.Path,
+    source: tensors.Tensors,
+    links: Mapping[str, names.Link],
+    config: ModelConfig,
+    wanted: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Compares the headers of a folder with a model; see `load_bagel` for what is raised."""
+    found = {name: _linear_shape(name, source[name].shape) for name in source}
+    expected = {name: names.source_shape(link, wanted[link.path]) for name, link in links.items()}
+    lines = differences.shapes(found, expected)
+    if not lines:
+        return
+    unlike = [
+        f"{size.field} is {size.here} in the config and {there} in the weights"
+        for size in _sizes(config)
+        if (there := size.measure(found)) not in (None, size.here)
+    ]
+    first = f"{folder}: " + ("; ".join(unlike) or "the tensors are not those of the model")
+    raise ValueError("\n".join([first, *lines]))
+
+
+class _Size(NamedTuple):
+    """One number of the config and how the weights show it."""
+
+    field: str  # ours, with BAGEL's key
+    here: int
+    pattern: str  # of tensor names; several matches are counted, one is measured
+    dim: int | None = None  # dim of the tensor; None counts the different numbers in the names
+    square: bool = False  # the dim holds the square
+
+    def measure(self, found: Mapping[str, tuple[int, ...]]) -> int | str | None:
+        """Returns what the weights say, or None when they do not."""
+        matches = [match for name in found if (match := re.fullmatch(self.pattern, name))]
+        if not matches:
+            return None
+        if self.dim is None:
+            return len({match[1] for match in matches})
+        shape = found[matches[0][0]]
+        if len(shape) <= self.dim:
+            return None
+        number = shape[self.dim]
+        if not self.square:
+            return number
+        root = math.isqrt(number)
+        return root if root * root == number else f"the root of {number}"
+
+
+def _sizes(config: ModelConfig) -> Iterator[_Size]:
+    llm, vit, vae = config.llm, config.vit, config.vae
+    layer, embed = (
+        r"language_model\.model\.layers\.",
+        r"language_model\.model\.embed_tokens\.weight",
+    )
+    vit_model = r"vit_model\.vision_model\."
+    vit_layer = vit_model + r"encoder\.layers\."
+    yield _Size("llm.vocab_size", llm.vocab_size, embed, 0)
+    yield _Size("llm.model_dim (hidden_size)", llm.model_dim, embed, 1)
+    yield _Size("llm.layers (num_hidden_layers)", llm.layers, layer + r"(\d+)\..*")
+    gate, key = layer + r"0\.mlp\.gate_proj\.weight", layer + r"0\.self_attn\.k_proj\.weight"
+    yield _Size("llm.mlp_dim (intermediate_size)", llm.mlp_dim, gate, 0)
+    norm = layer + r"0\.self_attn\.q_norm\.weight"
+    yield _Size("llm.head_dim (hidden_size / num_attention_heads)", llm.head_dim, norm, 0)
+    width = llm.kv_heads * llm.head_dim
+    yield _Size("llm.kv_heads * llm.head_dim (num_key_value_heads)", width, key, 0)
+    patch = vit_model + r"embeddings\.patch_embedding\.weight"
+    yield _Size("vit.width (hidden_size)", vit.width, patch, 0)
+    yield _Size("vit.patch * vit.patch * 3 (patch_size)", vit.patch_dim, patch, 1)
+    yield _Size("vit.layers (num_hidden_layers - 1)", vit.layers, vit_layer + r"(\d+)\..*")
+    fc1 = vit_layer + r"0\.mlp\.fc1\.weight"
+    yield _Size("vit.mlp_dim (intermediate_size)", vit.mlp_dim, fc1, 0)
+    position = vit_model + r"embeddings\.position_embedding\.weight"
+    yield _Size("vit.side (image_size / patch_size)", vit.side, position, 0, square=True)
+    table = r"vit_pos_embed\.pos_embed"
+    side = config.connector_side
+    yield _Size("connector_side (vit_max_num_patch_per_side)", side, table, 0, square=True)
+    table = r"latent_pos_embed\.pos_embed"
+    side = config.latents.max_side
+    yield _Size("latents.max_side (max_latent_size)", side, table, 0, square=True)
+    numbers = "numbers in a latent token (latent_patch_size, z_channels)"
+    yield _Size(numbers, config.latent_dim, r"vae2llm\.weight", 1)
+    yield _Size("vae.channels (ch)", vae.channels, r"encoder\.conv_in\.weight", 0)
+    channels = "vae.latent_channels (z_channels)"
+    yield _Size(channels, vae.latent_channels, r"decoder\.conv_in\.weight", 1)
+    levels = "levels of vae.multipliers (ch_mult)"
+    yield _Size(levels, len(vae.multipliers), r"encoder\.down\.(\d+)\..*")
+    blocks = r"encoder\.down\.0\.block\.(\d+)\..*"
+    yield _Size("vae.res_blocks (num_res_blocks)", vae.res_blocks, blocks)
+
+
+def _linear_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor once the patch convolution is the linear layer that BAGEL stores."""
+    if name == names.PATCH_WEIGHT and len(shape) == 4 and shape[1] == 3:
+        return (shape[0], math.prod(shape[1:]))
+    return shape
+
+
+def _fill(
+    source: tensors.Tensors,
+    rows: tuple[names.Link, ...],
+    shape: tuple[int, ...],
+    dtype: str,
+    broken: list[tuple[str, int]],
+) -> np.ndarray:
+    """Reads one parameter, slice by slice; notes tensors that are not finite in `broken`."""
+    kinds = {source[link.source].dtype for link in rows}
+    if dtype == KEEP and len(kinds) > 1:
+        raise ValueError(
+            f"{rows[0].source} and its siblings of other layers have several dtypes "
+            f"({', '.join(sorted(map(str, kinds)))}), but are one parameter here: choose a dtype"
+        )
+    target = kinds.pop() if dtype == KEEP else np.dtype(getattr(ml_dtypes, dtype, dtype))
+    parameter = np.empty(shape, target)
+    for link in rows:
+        tensor = source.read(link.source)
+        if link.source == names.PATCH_WEIGHT and tensor.ndim == 4:
+            tensor = names.patch_as_linear(tensor)
+        part = parameter if link.layer is None else parameter[link.layer]
+        part[...] = names.to_ours(link, tensor)
+        if bad := int(part.size - np.isfinite(part).sum()):
+            broken.append((link.source, bad))
+    return parameter
+
+
+def _write(file: pathlib.Path, leaves: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    found = {}
+    for path, leaf in leaves.items():
+        parameter = np.asarray(leaf)
+        for link in names.from_path(path, parameter.shape):
+            found[link.source] = np.ascontiguousarray(names.to_source(link, parameter))
+    save_file(found, file, metadata={"format": "pt"})  # the metadata PyTorch's reader asks for

@@ -1,0 +1,54 @@
+"""How two trees or two models differ, in words: shared by every reader and writer of this room."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+
+LISTED = 20  # lines of one kind before "and N more"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes(found: Shapes, expected: Shapes) -> list[str]:
+    """Returns one line a name that is missing, unexpected or misshapen, each with a hint.
+
+    A name that is missing on one side is paired with the most similar one that only the other side
+    has: a renamed tensor is then seen at a glance.
+    """
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    misshapen = [n for n in expected if n in found and tuple(found[n]) != tuple(expected[n])]
+    return [
+        *_listed("missing", missing, lambda name: _near(name, extra or list(found))),
+        *_listed("unexpected", extra, lambda name: _near(name, missing or list(expected))),
+        *_listed(
+            "misshapen",
+            misshapen,
+            lambda name: f" is {list(found[name])}, expected {list(expected[name])}",
+        ),
+    ]
+
+
+def models(there, here, path: str = "") -> list[str]:
+    """Returns one phrase a field in which two model configs differ."""
+    phrases = []
+    for field in dataclasses.fields(here):
+        old, new = getattr(there, field.name), getattr(here, field.name)
+        if dataclasses.is_dataclass(new):
+            phrases += models(old, new, f"{path}{field.name}.")
+        elif old != new:
+            phrases.append(f"{path}{field.name} is {old!r} there and {new!r} here")
+    return phrases
+
+
+def _listed(kind: str, names: Sequence[str], hint) -> list[str]:
+    lines = [f"  {kind}: {name}{hint(name)}" for name in names[:LISTED]]
+    rest = len(names) - LISTED
+    return [*lines, f"  {kind}: and {rest} more"] if rest > 0 else lines
+
+
+def _near(name: str, candidates: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, candidates, 1)
+    return f" (nearest: {close[0]})" if close else ""

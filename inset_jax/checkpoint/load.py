@@ -1,0 +1,142 @@
+"""One way to open a model, whatever holds it: a run's checkpoints or a BAGEL-format folder."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from inset_jax.checkpoint import bagel, convert, differences, names
+from inset_jax.core import mesh as core_mesh
+from inset_jax.core.config import ModelConfig
+
+CHECKPOINTS = "checkpoints"  # where a run's work folder keeps them
+EMA, PARAMS = "ema", "params"
+
+
+class Loaded(NamedTuple):
+    """A model ready for use."""
+
+    config: ModelConfig
+    params: dict[str, Any]  # {"model", "vae"}, JAX arrays
+    tokenizer: pathlib.Path | None  # its tokenizer.json, if it brings one
+    info: dict[str, Any]  # kind, path, step, weights, meta: for printing and for metadata
+
+
+def load_any(
+    path: str | pathlib.Path,
+    mesh: jax.sharding.Mesh | None = None,
+    weights: str = EMA,
+    dtype: str = "float32",
+) -> Loaded:
+    """Loads a model from a work folder, its checkpoint folder, one step of it, or a BAGEL folder.
+
+    Args:
+      path: what to load; of several steps, the newest.
+      mesh: where the parameters go, split by their logical names; None means the first device.
+      weights: "ema" (where a checkpoint has none, or not of all, the rest are the parameters) or
+        "params".
+      dtype: of the parameters in memory.
+
+    Raises:
+      ValueError: nothing loadable there, or what `convert.load_bagel` or `store.restore` find.
+    """
+    if weights not in (EMA, PARAMS):
+        raise ValueError(f"weights={weights!r}: expected {EMA!r} or {PARAMS!r}")
+    path = pathlib.Path(path)
+    if bagel.is_bagel(path):
+        config = bagel.config_from_bagel(path)
+        leaves = names.flatten(convert.load_bagel(path, config, dtype))
+        places = shardings(config, mesh)
+        params = {name: jax.device_put(leaves.pop(name), places[name]) for name in list(leaves)}
+        info = {"kind": "bagel", "path": str(path), "step": None, "weights": weights, "meta": {}}
+        return Loaded(config, names.unflatten(params), bagel.tokenizer_file(path), info)
+    return _load_step(path, mesh, weights, dtype)
+
+
+def read_config(path: str | pathlib.Path) -> ModelConfig:
+    """Returns the model behind a path that `load_any` takes, without reading its arrays.
+
+    Raises:
+      ValueError: as `load_any`.
+    """
+    if bagel.is_bagel(path):
+        return bagel.config_from_bagel(path)
+    from inset_jax.checkpoint import store
+
+    return store.model_config(store.read_meta(*locate(path)))
+
+
+def shardings(
+    config: ModelConfig, mesh: jax.sharding.Mesh | None
+) -> Mapping[str, jax.sharding.Sharding]:
+    """Returns where each parameter of {"model", "vae"} goes, by path."""
+    wanted = convert.shapes(config)
+    if mesh is None:
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return dict.fromkeys(wanted, first)
+    from inset_jax.model import inset, vae
+
+    axes = {"model": inset.logical_axes(config), "vae": vae.logical_axes(config.vae)}
+    logical = names.flatten(axes)
+    return {name: core_mesh.sharding(mesh, logical[name], wanted[name]) for name in wanted}
+
+
+def locate(path: str | pathlib.Path) -> tuple[pathlib.Path, int]:
+    """Returns the folder of checkpoints behind a path, and the step that it means.
+
+    Raises:
+      ValueError: there is no complete checkpoint.
+    """
+    from inset_jax.checkpoint import store
+
+    path = pathlib.Path(path)
+    if path.name.isdigit() and store.steps(path.parent).count(int(path.name)):
+        return path.parent, int(path.name)
+    for directory in (path, path / CHECKPOINTS):
+        if found := store.steps(directory):
+            return directory, found[-1]
+    what = "holds neither" if path.is_dir() else "is no folder, so neither"
+    raise ValueError(
+        f"{path}: {what} a complete checkpoint nor a BAGEL model (llm_config.json, ema.safetensors)"
+    )
+
+
+def _load_step(
+    path: pathlib.Path, mesh: jax.sharding.Mesh | None, weights: str, dtype: str
+) -> Loaded:
+    from inset_jax.checkpoint import store
+
+    directory, step = locate(path)
+    meta = store.read_meta(directory, step)
+    config = store.model_config(meta)
+    places = shardings(config, mesh)
+    wanted = {
+        name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=places[name])
+        for name, shape in convert.shapes(config).items()
+    }
+    found = {name: leaf.shape for name, leaf in store.stored(directory, step, PARAMS).items()}
+    if lines := differences.shapes(found, convert.shapes(config)):
+        first = f"{directory}: the parameters of step {step} are not those of its config:"
+        raise ValueError("\n".join([first, *lines]))
+    averaged = {}
+    if weights == EMA and EMA in meta["items"]:
+        averaged = {n: wanted[n] for n in store.stored(directory, step, EMA) if n in wanted}
+    rest = {name: leaf for name, leaf in wanted.items() if name not in averaged}
+    trees = {EMA: names.unflatten(averaged), PARAMS: names.unflatten(rest)}
+    found = store.restore(directory, trees, step, partial=True)
+    leaves = {**names.flatten(found[PARAMS]), **names.flatten(found[EMA])}
+    params = names.unflatten({name: leaves[name] for name in wanted})
+    used = EMA if averaged else PARAMS
+    info = {"kind": "checkpoint", "path": str(path), "step": step, "weights": used, "meta": meta}
+    return Loaded(config, params, _tokenizer(directory), info)
+
+
+def _tokenizer(directory: pathlib.Path) -> pathlib.Path | None:
+    for folder in (directory, directory.parent):
+        if found := bagel.tokenizer_file(folder):
+            return found
+    return None

@@ -1,0 +1,361 @@
+"""Checkpoints of a training run, on Orbax: written in the background, whole or not at all.
+
+    <directory>/<step>/{params,ema,opt_state}   one item a tree, readable by itself
+    <directory>/<step>/meta                     JSON: config, data position, provenance
+    <directory>/<step>/digests.json             sizes and check sums of the files
+    <directory>/tokenizer.json                  what `generate` needs besides
+
+A step is written under a temporary name and renamed when every byte is on disk, so an interrupted
+or failed save is never taken for a checkpoint, and the older ones go only after that. Whatever is
+wrong is one ValueError that names the folder, the step and the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+import inset_jax
+from inset_jax.checkpoint import differences, digest, plain
+from inset_jax.core import overrides
+from inset_jax.core.config import ModelConfig
+
+FORMAT = 1  # of this layout, stored in meta
+ITEMS = ("params", "ema", "opt_state")
+META = "meta"
+TOKENIZER = "tokenizer.json"
+CHUNK_BYTES = 1 << 26  # largest piece that is written or read at once
+
+Tree = Any
+
+
+class Store:
+    """The writer of one run's checkpoints. A context manager; every process of the run has one."""
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        """Opens or creates the folder and removes what interrupted saves have left.
+
+        Args:
+          directory: a local path or anything TensorStore writes to.
+          keep: newest checkpoints that stay.
+        """
+        self.directory = epath.Path(directory)
+        self._saving: tuple[int, tuple[str, ...]] | None = None  # step, its items
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory.resolve(), options=options, handler_registry=_registry()
+            )
+        except OSError as error:
+            raise ValueError(f"{directory}: cannot hold checkpoints: {error}") from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close()
+
+    def save(self, step: int, state: Mapping[str, Tree], meta: Mapping[str, Any]) -> bool:
+        """Starts to save one step and returns once the arrays may change again.
+
+        Args:
+          step: number of updates done.
+          state: trees of arrays by item, some of ITEMS, of any pytree classes. An entry "step" must
+            equal `step`.
+          meta: what JSON can hold; `config` (of the model) is what `load_any` needs.
+
+        Returns:
+          False when this very step is already saved.
+
+        Raises:
+          ValueError: the previous save failed (see `wait`), or a later step exists.
+        """
+        self.wait()
+        state = dict(state)
+        assert int(state.pop("step", step)) == step, "state['step'] is not the step"
+        assert set(state) <= set(ITEMS), f"{set(state)} are not all in {ITEMS}"
+        done = steps(self.directory)
+        if step in done:
+            return False
+        if done and step < done[-1]:
+            raise ValueError(
+                f"{self.directory}: has step {done[-1]} already, so step {step} cannot be saved "
+                "after it: remove the later steps or use a new folder"
+            )
+        trees = {item: plain.to_plain(tree) for item, tree in state.items()}
+        items = tuple(item for item, tree in trees.items() if tree)  # an empty tree has no files
+        meta = {**meta, "format": FORMAT, "step": step, "items": items, "tools": _versions()}
+        self._saving = step, (*items, META)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{item: _save_args(trees[item]) for item in items},
+                    **{META: ocp.args.JsonSave(json.loads(json.dumps(meta)))},
+                ),
+                force=True,
+            )
+        except (OSError, ValueError) as error:
+            self._fail(error)
+        return True
+
+    def wait(self) -> None:
+        """Waits until the save in progress is committed.
+
+        Raises:
+          ValueError: it failed, for example on a full disk; the older checkpoints are untouched.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax raises whatever its threads met
+            self._fail(error)
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _seal(self) -> None:
+        """Called by Orbax in its own thread, when all is written but not yet committed."""
+        step, items = self._saving
+        for folder in self.directory.glob(f"{step}*"):
+            if folder.name.partition(".")[0] == str(step):
+                digest.write(folder, items)
+
+    def _fail(self, error: Exception) -> None:
+        step, _ = self._saving
+        self._saving = None
+        for folder in self.directory.glob(f"{step}.*tmp*"):
+            folder.rmtree(missing_ok=True)  # gives the room back
+        self._manager.reload()
+        rest = steps(self.directory)
+        intact = f"step {rest[-1]} is intact" if rest else "there is no earlier checkpoint"
+        raise ValueError(
+            f"{self.directory}: step {step} could not be saved ({_reason(error)}); {intact}"
+        ) from error
+
+
+def steps(directory: str | os.PathLike) -> list[int]:
+    """Returns the complete checkpoints of a folder, oldest first; [] if there is no such folder."""
+    return sorted(ocp.utils.checkpoint_steps(epath.Path(directory).resolve()))
+
+
+def latest(directory: str | os.PathLike, step: int | None = None) -> int:
+    """Returns the newest complete step, or `step` itself if it is there.
+
+    Raises:
+      ValueError: there is none, or not this one.
+    """
+    found = steps(directory)
+    if not found:
+        raise ValueError(f"{directory}: no complete checkpoint there")
+    if step is not None and step not in found:
+        raise ValueError(f"{directory}: no step {step}; there are {', '.join(map(str, found))}")
+    return found[-1] if step is None else step
+
+
+def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict[str, Any]:
+    """Returns a step's JSON (`save`'s meta with "step", "items", "format", "tools"), arrays unread.
+
+    Raises:
+      ValueError: no such step, or its meta is damaged.
+    """
+    step = latest(directory, step)
+    _verify(directory, step, META)
+    path = epath.Path(directory) / str(step) / META / "metadata"
+    try:
+        meta = json.loads(path.read_text())
+        if meta["format"] != FORMAT:
+            raise ValueError(
+                f"{path}: format {meta['format']}, but this version reads {FORMAT} only"
+            )
+        return meta
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged or missing ({_reason(error)})") from error
+
+
+def model_config(meta: Mapping[str, Any]) -> ModelConfig:
+    """Returns the model of a step from its meta; `config` may be a whole experiment's or a model's.
+
+    Raises:
+      ValueError: meta has no config, or one with unknown fields.
+    """
+    config = meta.get("config")
+    if not isinstance(config, Mapping):
+        raise ValueError("the checkpoint's meta has no config")
+    return overrides.from_dict(config.get("model", config), ModelConfig, "checkpoint.config.model")
+
+
+def stored(directory: str | os.PathLike, step: int, item: str) -> dict[str, Any]:
+    """Returns the shapes of one item's arrays by path, as jax.ShapeDtypeStruct; reads no array.
+
+    Raises:
+      ValueError: the step has no such item or its index is damaged.
+    """
+    path = epath.Path(directory).resolve() / str(step) / item
+    items = read_meta(directory, step)["items"]
+    if item not in items:
+        raise ValueError(f"{directory}: step {step} has no {item}; it has {', '.join(items)}")
+    try:
+        tree = _handler().metadata(path).tree
+    except Exception as error:
+        _verify(directory, step, item)
+        raise _damaged(directory, step, item, _reason(error)) from error
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in plain.paths(tree).items()
+    }
+
+
+def restore(
+    directory: str | os.PathLike,
+    wanted: Mapping[str, Tree],
+    step: int | None = None,
+    config: ModelConfig | None = None,
+    partial: bool = False,
+) -> dict[str, Tree]:
+    """Reads some items of a checkpoint.
+
+    Args:
+      wanted: item -> tree of jax.ShapeDtypeStruct (or arrays) in the structure that is returned.
+        A leaf's sharding says where it goes (default: the first device), its dtype is cast to.
+        Only these items are read.
+      step: None means the newest.
+      config: of the model; only to say which sizes differ.
+      partial: whether an item may hold more arrays than are wanted.
+
+    Returns:
+      item -> tree like the wanted one, of JAX arrays.
+
+    Raises:
+      ValueError: no such step or item; another model, in words; or a damaged file, by name.
+    """
+    step = latest(directory, step)
+    if config is not None:
+        unlike = differences.models(model_config(read_meta(directory, step)), config)
+        if unlike:
+            raise ValueError(f"{directory}: step {step} is another model: {'; '.join(unlike)}")
+    result = {}
+    for item, tree in wanted.items():
+        leaves = plain.paths(tree)
+        if not leaves:
+            result[item] = tree
+            continue
+        _verify(directory, step, item)
+        _check_shapes(directory, step, item, leaves, partial)
+        result[item] = plain.from_plain(_read(directory, step, item, tree), tree)
+    return result
+
+
+def keep_tokenizer(directory: str | os.PathLike, source: str | os.PathLike) -> None:
+    """Copies a tokenizer (file, or folder with tokenizer.json) beside the checkpoints.
+
+    Raises:
+      ValueError: there is none, or the folder holds another one already.
+    """
+    source, target = epath.Path(source), epath.Path(directory) / TOKENIZER
+    source = source / TOKENIZER if source.is_dir() else source
+    if not source.exists():
+        raise ValueError(f"{source}: there is no such file")
+    content = source.read_bytes()
+    if target.exists():
+        if target.read_bytes() != content:
+            raise ValueError(f"{target}: is another tokenizer than {source}; use a new folder")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(TOKENIZER + ".unfinished")
+    unfinished.write_bytes(content)
+    unfinished.rename(target)
+
+
+def _check_shapes(
+    directory: str | os.PathLike, step: int, item: str, leaves: Mapping[str, Any], partial: bool
+) -> None:
+    found = {path: tuple(leaf.shape) for path, leaf in stored(directory, step, item).items()}
+    expected = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    if partial:
+        found = {path: shape for path, shape in found.items() if path in expected}
+    lines = differences.shapes(found, expected)
+    if lines:
+        first = f"{directory}: {item} of step {step} is not what is expected here:"
+        raise ValueError("\n".join([first, *lines]))
+
+
+def _read(directory: str | os.PathLike, step: int, item: str, tree: Tree) -> dict[str, Any]:
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = lambda leaf: ocp.ArrayRestoreArgs(
+        restore_type=jax.Array,
+        sharding=getattr(leaf, "sharding", None) or default,
+        global_shape=leaf.shape,
+        dtype=leaf.dtype,
+    )
+    wanted = plain.to_plain(tree)
+    args = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=jax.tree.map(place, wanted), partial_restore=True
+    )
+    path = epath.Path(directory).resolve() / str(step) / item
+    try:
+        with ocp.Checkpointer(_handler()) as reader:
+            return reader.restore(path, args=args)
+    except Exception as error:
+        raise _damaged(directory, step, item, _reason(error)) from error
+
+
+def _verify(directory: str | os.PathLike, step: int, item: str) -> None:
+    found = digest.verify(epath.Path(directory) / str(step), item)
+    if found:
+        raise _damaged(directory, step, item, "; ".join(found[:3]))
+
+
+def _damaged(directory: str | os.PathLike, step: int, item: str, reason: str) -> ValueError:
+    others = [str(other) for other in steps(directory) if other != step]
+    hint = f"; other steps: {', '.join(others)}" if others else ""
+    return ValueError(f"{directory}: {item} of step {step} is damaged ({reason}){hint}")
+
+
+def _reason(error: BaseException) -> str:
+    """The telling part of an error of Orbax or TensorStore, in one line."""
+    text = " ".join(str(error).split())
+    for known in ("No space left on device", "File too large", "Permission denied", "Quota"):
+        if known.lower() in text.lower():
+            return known
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "inset-jax": inset_jax.__version__,
+        "jax": jax.__version__,
+        "orbax-checkpoint": ocp.__version__,
+    }
+
+
+def _registry() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in ITEMS:
+        registry.add(item, ocp.args.PyTreeSave, _handler())
+    registry.add(META, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return registry
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    # numbers of a trained network hardly compress, and compressing takes as long as writing
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def _save_args(tree: Tree) -> ocp.args.PyTreeSave:
+    chunk = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: chunk, tree))
