@@ -1,0 +1,32 @@
+# The two commands: `make demo` and `make test`. Each installs what it needs into .venv first, from
+# setup.py at the tested versions; a second call starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := JAX_PLATFORMS=cpu $(VENV)/bin/python
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	--constraint requirements/constraints.txt --editable
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(RUN) -m tools.demo
+
+test: $(VENV)/installed-for-tests
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-for-tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed: setup.py requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(INSTALL) ".[test]"
+	touch $@
+
+clean:
+	rm -rf out
