@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from inset_jax.checkpoint import names
 from inset_jax.core.batch import Pack
-from inset_jax.core.config import CapacityConfig
+from inset_jax.core.config import CapacityConfig, Config, DataConfig, LossConfig, OptimizerConfig
 from inset_jax.data import pack as packing
 from inset_jax.data.layout import GEN, UND, Item, Layout, layout
-from inset_jax.model import vae
+from inset_jax.model import inset, vae
 from inset_jax.parity import packing as layouts
 from inset_jax.parity.networks import COMPUTE, Reference, reference, to_nchw, to_nhwc
 from inset_jax.parity.report import Golden, load
+from inset_jax.train import optim, step
 
 PADDING = 5  # tokens added to every capacity: padding must not show in any number
 
@@ -100,7 +102,7 @@ def replay_forward(golden: Golden):
     ours["packed_vit_tokens"] = pack.vit_patch[0, : laid.vit_length.sum()]
     latents = int(np.sum(laid.stream == GEN))
     ours["packed_latent_clean"] = pack.gen_latent[0, :latents]
-    shift = json.loads((golden.folder / "ckpt" / "config.json").read_text())["timestep_shift"]
+    shift = timestep_shift(golden.folder)
 
     def run(params):
         model = ref.model(params)
@@ -155,3 +157,84 @@ def in_order(laid: Layout, streams: dict[str, jax.Array]) -> np.ndarray:
         if len(rows):
             whole[rows] = np.asarray(streams[name])[: len(rows)]
     return whole
+
+
+# what the reference's four steps were made with (README of the golden arrays)
+STEPS = OptimizerConfig(
+    name="adamw",
+    peak_lr=1e-3,
+    warmup_steps=2,
+    schedule="constant",
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-15,
+    weight_decay=0.0,
+    clip_norm=1.0,
+    ema_decay=0.9,
+    first_step_zero=True,
+)
+
+
+def experiment(folder: Path, batch: Batch, ref: Reference) -> Config:
+    """The training run that the golden arrays come from."""
+    return Config(
+        model=ref.config,
+        compute=COMPUTE,
+        data=DataConfig(capacity=CapacityConfig(examples=len(batch.laid.names))),
+        optimizer=STEPS,
+        loss=LossConfig(1.0, 1.0, timestep_shift(folder)),
+    )
+
+
+def timestep_shift(folder: Path) -> float:
+    return json.loads((folder / "ckpt" / "config.json").read_text())["timestep_shift"]
+
+
+def by_source(tree: dict) -> dict[str, np.ndarray]:
+    """The model's tree of arrays under the reference's names and axes."""
+    leaves = {path: np.asarray(leaf) for path, leaf in names.flatten({"model": tree}).items()}
+    found, _ = names.links({path: leaf.shape for path, leaf in leaves.items()})
+    return {source: names.to_source(link, leaves[link.path]) for source, link in found.items()}
+
+
+def replay_gradients(golden: Golden):
+    ref, batch = batch_of(golden.folder)
+    config = experiment(golden.folder, batch, ref)
+    definition, _ = inset.abstract(ref.config)
+    loss = step.loss_function(definition, config)
+    trained, frozen = optim.split(ref.params["model"], ())
+
+    def total(trained):
+        return loss(optim.merge(frozen, trained), batch.pack, step.weights(batch.pack))[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(trained)
+    ours = by_source(gradient)
+    squares = sum(float(np.sum(g.astype(np.float64) ** 2)) for g in ours.values())
+    return golden, ours | {"__loss__": value, "__total_grad_norm__": np.sqrt(squares)}
+
+
+def replay_steps(golden: Golden):
+    ref, batch = batch_of(golden.folder)
+    config = experiment(golden.folder, batch, ref)
+    run = jax.jit(step.train_step(inset.abstract(ref.config)[0], config))
+    state = step.initial_state(ref.params["model"], config)
+    reports = []
+    for noise in golden.arrays["noise"]:
+        padded = np.zeros_like(batch.pack.gen_noise)
+        padded[0, : len(noise)] = noise
+        pack = batch.pack._replace(gen_noise=padded)
+        state, report = run(state, jax.tree.map(lambda x: x[None], pack))
+        reports.append(report)
+    column = lambda pick: np.asarray([pick(report) for report in reports])
+    ours = {
+        "lr_used": column(lambda r: r.learning_rate),
+        "loss": column(lambda r: r.losses.total),
+        "ce": column(lambda r: r.losses.cross_entropy),
+        "mse": column(lambda r: r.losses.flow),
+        "grad_norm": column(lambda r: r.grad_norm),
+    }
+    params = by_source(state["params"])
+    ours |= {f"param/{name}": value for name, value in params.items()}
+    ours |= {f"param_l2/{name}": np.linalg.norm(value) for name, value in params.items()}
+    ours |= {f"ema/{name}": value for name, value in by_source(state["ema"]).items()}
+    return golden, ours
