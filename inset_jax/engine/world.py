@@ -63,7 +63,7 @@ PHRASES = {
         "On {ground}, a {0}.",
     ),
 }
-# offset of the first object's centre from the middle, in units of the distance; the second mirrors it
+# where the first object lies from the middle, in units of `distance`; the second lies opposite
 OFFSETS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), "alone": (0, 0)}
 QUESTION = "What is in "  # of an understanding example, before its picture
 KINDS = ("image-interleaved", "t2i", "understanding")  # names of INSET's mix where it has one
@@ -181,7 +181,7 @@ def _place(canvas: Image.Image, sprite: Image.Image, side: int, centre, degrees:
     sprite = sprite.resize((side, side), Image.Resampling.BOX, reducing_gap=None)
     if degrees:
         sprite = sprite.rotate(degrees, Image.Resampling.BILINEAR, expand=True)
-    left, top = (int(round(at - length / 2)) for at, length in zip(centre, sprite.size, strict=True))
+    left, top = (round(at - length / 2) for at, length in zip(centre, sprite.size, strict=True))
     canvas.paste(sprite, (left, top), sprite)
 
 
