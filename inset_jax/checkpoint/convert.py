@@ -7,6 +7,7 @@ not.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -36,6 +37,11 @@ def abstract(config: ModelConfig) -> dict[str, Any]:
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a model by path."""
+    return dict(_shapes(config))
+
+
+@functools.lru_cache(maxsize=4)  # tracing the constructors takes about a second
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in names.flatten(abstract(config)).items()}
 
 
@@ -59,11 +65,36 @@ def load_bagel(
         nearest candidate, every tensor that is missing, unexpected, misshapen or not finite.
     """
     config = bagel.config_from_bagel(folder) if config is None else config
-    source = tensors.open_folder(folder)
     wanted = shapes(config)
+    params = _read(folder, tensors.open_folder(folder), config, wanted, dtype)
+    if NULL_TABLE in wanted:
+        tokens = config.tokens
+        params[NULL_TABLE] = params[EMBEDDING][[tokens.text_start, tokens.image_start]]
+    return names.unflatten({path: params[path] for path in wanted})
+
+
+def load_autoencoder(file: str | pathlib.Path, config: ModelConfig) -> dict[str, Any]:
+    """Reads one file of BAGEL's autoencoder (ae.safetensors) into its tree, float32 NumPy arrays.
+
+    Raises:
+      ValueError: as `load_bagel`, for this part.
+    """
+    wanted = {path: shape for path, shape in shapes(config).items() if path.startswith("vae/")}
+    params = _read(file, tensors.Tensors([pathlib.Path(file)]), config, wanted, "float32")
+    return names.unflatten(params)["vae"]
+
+
+def _read(
+    where: str | pathlib.Path,
+    source: tensors.Tensors,
+    config: ModelConfig,
+    wanted: Mapping[str, tuple[int, ...]],
+    dtype: str,
+) -> dict[str, np.ndarray]:
+    """Reads every wanted parameter that BAGEL has, by path; see `load_bagel`."""
     links, foreign = names.links(wanted)
     assert set(foreign) <= {NULL_TABLE}, foreign
-    check(folder, source, links, config, wanted)
+    check(where, source, links, config, wanted)
     params, broken = {}, []
     for path, shape in wanted.items():
         if path not in foreign:
@@ -71,11 +102,8 @@ def load_bagel(
             params[path] = _fill(source, rows, shape, dtype, broken)
     if broken:
         lines = [f"  not finite: {name} ({count} numbers)" for name, count in broken]
-        raise ValueError("\n".join([f"{folder}: {len(broken)} tensors are not finite", *lines]))
-    if NULL_TABLE in foreign:
-        tokens = config.tokens
-        params[NULL_TABLE] = params[EMBEDDING][[tokens.text_start, tokens.image_start]]
-    return names.unflatten({path: params[path] for path in wanted})
+        raise ValueError("\n".join([f"{where}: {len(broken)} tensors are not finite", *lines]))
+    return params
 
 
 def save_bagel(

@@ -219,6 +219,11 @@ def _training(config: Config) -> Iterator[str]:
         )
     if loss.cross_entropy_weight == 0 and loss.flow_weight == 0:
         yield "loss.cross_entropy_weight and loss.flow_weight are both 0: nothing would be learned"
+    if run.init_from and run.autoencoder:
+        yield (
+            f"run.autoencoder={run.autoencoder!r} is for a start from random weights, and "
+            f"run.init_from={run.init_from!r} brings an autoencoder: leave one empty"
+        )
     if config.sample.interval[0] > config.sample.interval[1]:
         yield f"sample.interval={config.sample.interval}: the first number is the lower end"
 

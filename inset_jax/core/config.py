@@ -214,6 +214,7 @@ class RunConfig:
     validation_packs: int = 8
     sample_every: int = 1000  # 0 draws no pictures during training
     init_from: str = ""  # a BAGEL-format folder or a checkpoint to start from; "" means random
+    autoencoder: str = ""  # an ae.safetensors for a start from random weights; "": random too
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ def test_defaults_pass():
         ({"model__vit__heads": 7}, "model.vit.width=1152 does not divide"),
         ({"model__tokens__text_end": 151644}, "the four ids must differ"),
         ({"model__tokens__text_end": 152064}, "outside model.llm.vocab_size=152064"),
+        (
+            {"run__init_from": "BAGEL-7B-MoT", "run__autoencoder": "ae.safetensors"},
+            "run.autoencoder='ae.safetensors' is for a start from random weights",
+        ),
         ({"model__prediction": "noise"}, "found 'noise', expected one of velocity, clean"),
         ({"compute__dtype": "float16"}, "config.compute.dtype: found 'float16'"),
         ({"compute__remat": "half"}, "config.compute.remat"),
