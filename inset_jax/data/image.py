@@ -120,9 +120,13 @@ def resized_size(width: int, height: int, limits: SizeLimits, images: int = 1) -
 
 def resize(image: Image.Image, limits: SizeLimits, images: int = 1) -> np.ndarray:
     """Resizes an RGB image by the rule of `resized_size`; returns uint8 [height, width, 3]."""
-    size = resized_size(*image.size, limits, images)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
+    return resize_to(image, *resized_size(*image.size, limits, images))
+
+
+def resize_to(image: Image.Image, width: int, height: int) -> np.ndarray:
+    """Resizes an RGB image with PIL's antialiased bicubic; returns uint8 [height, width, 3]."""
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 

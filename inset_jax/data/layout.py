@@ -40,6 +40,7 @@ class Item(NamedTuple):
     timestep: float = 0.0  # target: standard normal draw; of a video its first frame's counts
     noise: np.ndarray | None = None  # target: float32 [tokens, L]
     latent: np.ndarray | None = None  # float32 [tokens, L] if already encoded
+    posterior_noise: np.ndarray | None = None  # float32 [h, w, c], for encoding it later
     place: np.ndarray | None = None  # int [tokens], rows of the position table; default: its corner
 
 

@@ -1,0 +1,135 @@
+"""From a record to the items of a pack: sizes first (`outline`), then pixels and noise (`fill`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from einops import rearrange
+
+from inset_jax.core.config import Config, ModelConfig, SizeLimits
+from inset_jax.data import image
+from inset_jax.data.keyed import keyed
+from inset_jax.data.layout import Item
+from inset_jax.data.record import Example, Segment
+from inset_jax.data.text import Tokenizer
+
+ITEM_KIND = {"text": "text", "vit": "vit", "vae": "clean", "target": "target"}
+
+
+def outline(example: Example, tokenizer: Tokenizer, config: Config) -> list[Item]:
+    """Returns one item a segment with its ids or its size; nothing is decoded or drawn.
+
+    In an example without a target all images share one budget of pixels, as BAGEL's understanding
+    data do; elsewhere each has its own.
+    """
+    images = sum(segment.kind == "vit" for segment in example.segments)
+    sharing = 1 if example.has_target else max(images, 1)
+    return [_outline(segment, tokenizer, config, sharing) for segment in example.segments]
+
+
+def _outline(segment: Segment, tokenizer: Tokenizer, config: Config, sharing: int) -> Item:
+    if segment.kind == "text":
+        label = config.model.tokens.image_start if segment.draws else -1
+        ids = tokenizer.encode(segment.text)
+        return Item("text", ids=ids, loss=segment.loss, special_label=label)
+    limits, stride = limits_of(segment.kind, config)
+    width, height = image.resized_size(segment.width, segment.height, limits, sharing)
+    return Item(
+        ITEM_KIND[segment.kind],
+        size=(height // stride, width // stride),
+        opens=segment.opens,
+        frame_delta=segment.frame_delta or None,
+    )
+
+
+def limits_of(kind: str, config: Config) -> tuple[SizeLimits, int]:
+    """Returns the resizing rule of an image segment, and the pixels a side of one token."""
+    if kind == "vit":
+        return config.data.vit_size, config.model.vit.patch
+    return config.data.vae_size, config.model.latent_stride
+
+
+def fill(
+    example: Example, items: Sequence[Item], dropped: np.ndarray, config: Config, epoch: int
+) -> list[Item]:
+    """Puts pixels, latents, noise and timesteps into the items of `outline`.
+
+    What is drawn depends on (run.seed, example id, epoch) alone.
+
+    Args:
+      dropped: bool [segment], from `dropout.draw`; the images of dropped ones are not decoded.
+
+    Raises:
+      ValueError: an image is damaged or not of the recorded size; the example is named.
+    """
+    seed, decoded = config.run.seed, {}
+    result = []
+    for number, (segment, item) in enumerate(zip(example.segments, items, strict=True)):
+        if dropped[number] or item.kind == "text":
+            result.append(item._replace(dropped=bool(dropped[number])))
+            continue
+        random = lambda purpose, n=number: keyed(purpose, seed, example.id, epoch, n)
+        if item.kind == "target":
+            tokens = item.size[0] * item.size[1]
+            item = item._replace(
+                timestep=float(random("timestep").standard_normal()),
+                noise=random("noise").standard_normal((tokens, config.model.latent_dim), "f4"),
+            )
+        if item.kind != "vit":
+            item = item._replace(posterior_noise=_posterior_noise(item, config, random))
+        if _moments_fit(segment, item, config.model):
+            latent = latent_tokens(segment.moments, item.posterior_noise, config.model)
+            result.append(item._replace(latent=latent))
+            continue
+        key = id(segment.image)  # segments that show one image share its bytes
+        if key not in decoded:
+            decoded[key] = _decode(segment, f"{example.id}: image of segment {number}")
+        result.append(item._replace(image=_pixels(decoded[key], segment.kind, item, config)))
+    return result
+
+
+def _posterior_noise(item: Item, config: Config, random) -> np.ndarray:
+    patch = config.model.latents.patch
+    rows, columns = item.size
+    shape = (rows * patch, columns * patch, config.model.vae.latent_channels)
+    if config.data.posterior == "mean":
+        return np.zeros(shape, np.float32)
+    return random("posterior").standard_normal(shape, np.float32)
+
+
+def _decode(segment: Segment, name: str):
+    decoded = image.load(segment.image, name)
+    if decoded.size != (segment.width, segment.height):
+        found = "{}x{}".format(*decoded.size)
+        raise ValueError(f"{name} is {found}, the record says {segment.width}x{segment.height}")
+    return decoded
+
+
+def _pixels(decoded, kind: str, item: Item, config: Config) -> np.ndarray:
+    stride = limits_of(kind, config)[1]
+    rows, columns = item.size
+    return image.resize_to(decoded, columns * stride, rows * stride)
+
+
+def _moments_fit(segment: Segment, item: Item, config: ModelConfig) -> bool:
+    """Whether precomputed moments are those of this size and this autoencoder's shape."""
+    if item.kind == "vit" or segment.moments is None:
+        return False
+    return segment.moments.shape == (2, *item.posterior_noise.shape)
+
+
+def latent_tokens(moments: np.ndarray, noise: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Samples the posterior and cuts it into tokens, in NumPy: float32 [rows * columns, L].
+
+    The formula is that of `model.vae`, which encodes where there are no moments.
+
+    Args:
+      moments: [2, h, w, c], mean and log variance.
+      noise: [h, w, c], standard normal; zeros give the mean.
+    """
+    mean, log_variance = moments.astype(np.float32)
+    latent = mean + np.exp(0.5 * log_variance) * noise
+    latent = config.vae.scale * (latent - config.vae.shift)
+    patch = config.latents.patch
+    return rearrange(latent, "(h p) (w q) c -> (h w) (p q c)", p=patch, q=patch).astype(np.float32)
