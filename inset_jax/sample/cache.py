@@ -24,7 +24,7 @@ def bucket(size: int) -> int:
     """Rounds a size up to one of four values an octave, so that programs are compiled seldom."""
     if not size:
         return 0
-    step = max(FLOOR, 2 ** math.ceil(math.log2(size)) // 4)
+    step = max(FLOOR, 2 ** math.ceil(math.log2(size)) // 8)
     return -(-size // step) * step
 
 
