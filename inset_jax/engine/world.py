@@ -85,12 +85,21 @@ class WorldConfig:
     shares: tuple[float, ...] = (0.88, 0.08, 0.04)  # of KINDS
 
 
+class Place(NamedTuple):
+    """Where an object stands in a picture, in pixels."""
+
+    x: int  # of its centre
+    y: int
+    side: int
+
+
 class Scene(NamedTuple):
     """One drawn scene and its words."""
 
     kind: str  # one of KINDS
     relation: str  # a key of PHRASES
     things: tuple[Thing, ...]  # in the order of the phrase
+    places: tuple[Place, ...]  # of the things in the target
     ground: str
     phrase: str  # a template of PHRASES
     references: tuple[np.ndarray, ...]  # uint8 [side, side, 3], one a thing
@@ -134,17 +143,12 @@ def draw_scene(
     ground = str(rng.choice(sorted(artwork.grounds if photograph else COLOURS)))
     canvas = _ground(artwork, ground, config.canvas, rng)
     phrase = PHRASES[relation][rng.integers(len(PHRASES[relation]))]
-    for at, thing in enumerate(things):
-        low, high = config.alone_side if alone else config.pair_side
-        shift = rng.integers(-config.jitter, config.jitter + 1, 2)
-        sign = 1 - 2 * at
-        centre = [
-            config.canvas // 2 + sign * config.distance * step + move
-            for step, move in zip(OFFSETS[relation], shift, strict=True)
-        ]
-        _place(canvas, thing.sprite, int(rng.integers(low, high + 1)), centre, 0.0)
+    places = tuple(_choose(relation, at, config, rng) for at in range(len(things)))
+    for thing, place in zip(things, places, strict=True):
+        _paste(canvas, thing.sprite, place, 0.0)
     references = tuple(_reference(artwork, thing, config, rng) for thing in things)
-    return Scene(kind, relation, things, ground, phrase, references, np.asarray(canvas))
+    target = np.asarray(canvas)
+    return Scene(kind, relation, things, places, ground, phrase, references, target)
 
 
 def _ground_words(ground: str) -> str:
@@ -176,12 +180,24 @@ def _vary(sprite: Image.Image, rng: np.random.Generator, recolour: bool, mirror:
     return sprite
 
 
-def _place(canvas: Image.Image, sprite: Image.Image, side: int, centre, degrees: float) -> None:
-    """Pastes a sprite, scaled to `side` pixels and turned, with its centre at (x, y)."""
-    sprite = sprite.resize((side, side), Image.Resampling.BOX, reducing_gap=None)
+def _choose(relation: str, at: int, config: WorldConfig, rng: np.random.Generator) -> Place:
+    """Where the first (at = 0) or second object of a relation goes, with some jitter."""
+    low, high = config.alone_side if relation == "alone" else config.pair_side
+    shift = rng.integers(-config.jitter, config.jitter + 1, 2)
+    sign = 1 - 2 * at
+    x, y = (
+        config.canvas // 2 + sign * config.distance * step + int(move)
+        for step, move in zip(OFFSETS[relation], shift, strict=True)
+    )
+    return Place(x, y, int(rng.integers(low, high + 1)))
+
+
+def _paste(canvas: Image.Image, sprite: Image.Image, place: Place, degrees: float) -> None:
+    """Puts a sprite in its place, scaled and turned."""
+    sprite = sprite.resize((place.side, place.side), Image.Resampling.BOX)
     if degrees:
         sprite = sprite.rotate(degrees, Image.Resampling.BILINEAR, expand=True)
-    left, top = (round(at - length / 2) for at, length in zip(centre, sprite.size, strict=True))
+    left, top = place.x - sprite.width // 2, place.y - sprite.height // 2
     canvas.paste(sprite, (left, top), sprite)
 
 
@@ -195,8 +211,10 @@ def _reference(artwork: Artwork, thing: Thing, config: WorldConfig, rng) -> np.n
         colour = tuple(int(value) for value in rng.integers(60, 256, 3))
         canvas = Image.new("RGB", (side, side), colour)
     size = int(rng.integers(round(0.76 * side), round(0.92 * side) + 1))
-    centre = [side / 2 + rng.uniform(-1, 1) * (side - size) / 2 for _ in range(2)]
-    _place(canvas, thing.sprite, size, centre, float(rng.uniform(-config.turn, config.turn)))
+    slack = (side - size) // 2
+    x, y = (side // 2 + int(rng.integers(-slack, slack + 1)) for _ in range(2))
+    degrees = float(rng.uniform(-config.turn, config.turn))
+    _paste(canvas, thing.sprite, Place(x, y, size), degrees)
     return np.asarray(canvas)
 
 

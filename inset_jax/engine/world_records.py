@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image
 
-from inset_jax.data.record import Example, Segment
+from inset_jax.data.record import Example, Segment, write_records
 from inset_jax.data.text import Tokenizer, make_small_tokenizer
 from inset_jax.engine.artwork import Artwork
 from inset_jax.engine.world import QUESTION, Scene, draw_scene
@@ -18,18 +18,44 @@ from inset_jax.engine.world import QUESTION, Scene, draw_scene
 SOURCE = "small world"
 LICENCE = "Apache-2.0 (Noto Emoji), CC0 and public domain (grounds)"
 
+# pictures uint8 [B, H, W, 3] -> mean and log variance of their latents, float [B, 2, h, w, c]
+Encode = Callable[[np.ndarray], np.ndarray]
+
 
 def scenes(artwork: Artwork, split: str, seed: int, count: int) -> Iterator[Scene]:
     """Draws the first `count` scenes of a split."""
     return (draw_scene(artwork, split, seed, number) for number in range(count))
 
 
-def to_example(scene: Scene, name: str) -> Example:
+def write_world(
+    folder, drawn: dict[str, list[Scene]], tokenizer: Tokenizer, encode: Encode
+) -> None:
+    """Writes `folder`/records and `folder`/tokenizer.json for training.
+
+    Args:
+      drawn: split -> scenes.
+      encode: the autoencoder; latents of all targets are stored, so that training need not run it.
+    """
+    splits = {}
+    for split, own in drawn.items():
+        moments = encode(np.stack([scene.target for scene in own])).astype(np.float16)
+        splits[split] = [
+            to_example(scene, f"{split}-{number}", moments[number])
+            for number, scene in enumerate(own)
+        ]
+    write_records(pathlib.Path(folder) / "records", splits)
+    tokenizer.save(folder)
+
+
+def to_example(scene: Scene, name: str, moments: np.ndarray | None = None) -> Example:
     """Turns a scene into a record.
 
     image-interleaved   the sentence, references as ViT images, then the target
     t2i                 the sentence with nouns for pictures, then the target
     understanding       "What is in [the picture]?", then the sentence with nouns, to be predicted
+
+    Args:
+      moments: of the target's latents, float16 [2, h, w, c], if they are known.
     """
     if scene.kind == "image-interleaved":
         segments = [
@@ -38,10 +64,10 @@ def to_example(scene: Scene, name: str) -> Example:
             else Segment("text", text=piece, role="prompt")
             for piece in scene.pieces()
         ]
-        segments.append(_image("target", scene.target))
+        segments.append(_image("target", scene.target, moments=moments))
     elif scene.kind == "t2i":
         segments = [Segment("text", text=scene.words(), role="prompt")]
-        segments.append(_image("target", scene.target))
+        segments.append(_image("target", scene.target, moments=moments))
     else:
         segments = [
             Segment("text", text=QUESTION, role="prompt"),
@@ -85,9 +111,9 @@ def write_prompts(folder, chosen: Iterable[Scene]) -> pathlib.Path:
     return file
 
 
-def _image(kind: str, pixels: np.ndarray, role: str = "") -> Segment:
+def _image(kind: str, pixels: np.ndarray, role: str = "", moments=None) -> Segment:
     height, width = pixels.shape[:2]
-    return Segment(kind, image=_png(pixels), width=width, height=height, role=role)
+    return Segment(kind, image=_png(pixels), width=width, height=height, role=role, moments=moments)
 
 
 def _png(pixels: np.ndarray) -> bytes:
