@@ -1,0 +1,163 @@
+"""Where a run begins: the state on the mesh, from random weights, other weights or a checkpoint.
+
+The state is {"params", "ema", "opt_state", "step"} of the model without the autoencoder, whose
+parameters stand apart because they do not train.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from inset_jax.checkpoint import bagel, convert, differences, load, provenance, store
+from inset_jax.core import mesh as meshes
+from inset_jax.core.batch import Pack
+from inset_jax.core.config import Config
+from inset_jax.model import inset, vae
+from inset_jax.train import step
+
+Tree = dict[str, Any]
+
+
+class Begun(NamedTuple):
+    """What a run starts with."""
+
+    state: Tree  # of `train.step`
+    vae: Tree  # parameters of the autoencoder
+    origin: str  # one line: where the weights are from
+    provenance: list[dict]  # the same for the checkpoints' meta, with everything before it
+
+
+def wanted(config: Config, mesh: Mesh) -> tuple[Tree, Tree]:
+    """Returns the state and the autoencoder as trees of shapes with their shardings."""
+    _, params = inset.abstract(config.model)
+    state = jax.eval_shape(lambda p: step.initial_state(p, config), params)
+    _, coder = vae.abstract(config.model.vae)
+    return (
+        _placed(state, step.state_logical(config), mesh),
+        _placed(coder, vae.logical_axes(config.model.vae), mesh),
+    )
+
+
+def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
+    """Returns the newest state of the directory, or the first one if it has none.
+
+    Raises:
+      ValueError: a checkpoint of another model, or a damaged one; `run.init_from` is neither a
+        BAGEL folder nor a checkpoint.
+    """
+    if store.steps(directory):
+        return _resumed(config, mesh, directory)
+    if config.run.init_from:
+        return _from_weights(config, mesh)
+    return _random(config, mesh)
+
+
+def place(packs: Pack, mesh: Mesh) -> Pack:
+    """Puts packs [accumulation, P, ...] onto the mesh, P split over its pack axes."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        names = (None, "pack") + (None,) * (array.ndim - 2)
+        sharding = meshes.sharding(mesh, names, array.shape)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, packs)
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """Refuses packs that the mesh cannot share out.
+
+    Raises:
+      ValueError: says the nearest number that works.
+    """
+    ways = mesh.shape["dcn"] * mesh.shape["fsdp"]
+    packs = config.data.packs
+    if packs % ways:
+        raise ValueError(
+            f"data.packs={packs} cannot be split over the {ways} devices of mesh.dcn and mesh.fsdp:"
+            f" make it {math.ceil(packs / ways) * ways}"
+        )
+
+
+def _random(config: Config, mesh: Mesh) -> Begun:
+    seed, source = config.run.seed, config.run.autoencoder
+    state, coder = wanted(config, mesh)
+    first = lambda: step.initial_state(inset.create(config.model, seed)[1], config)
+    build = jax.jit(first, out_shardings=_shardings(state))
+    origin = f"random weights of seed {seed}"
+    if source:
+        loaded = convert.load_autoencoder(source, config.model)
+        encode = lambda: jax.device_put(loaded, _shardings(coder))
+        origin += f", autoencoder of {source}"
+    else:
+        create = lambda: vae.create(config.model.vae, seed)[1]
+        encode = jax.jit(create, out_shardings=_shardings(coder))
+    return Begun(build(), encode(), origin, [])
+
+
+def _from_weights(config: Config, mesh: Mesh) -> Begun:
+    """Weights from elsewhere with a fresh optimizer; of a checkpoint, the averaged ones."""
+    source = config.run.init_from
+    state, coder = wanted(config, mesh)
+    if bagel.is_bagel(source):
+        loaded = convert.load_bagel(source, config.model)
+        shapes = {"model": state["params"], "vae": coder}
+        params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), loaded, shapes)
+        origin = f"BAGEL's weights of {source}"
+    else:
+        unlike = differences.models(load.read_config(source), config.model)
+        if unlike:
+            raise ValueError(f"run.init_from={source} is another model: {'; '.join(unlike)}")
+        loaded = load.load_any(source, mesh)
+        params = loaded.params
+        origin = f"{loaded.info['weights']} of {source}, step {loaded.info['step']}"
+    first = jax.jit(
+        lambda p: step.initial_state(p, config), out_shardings=_shardings(state), donate_argnums=0
+    )
+    return Begun(first(params["model"]), params["vae"], origin, provenance.ancestry(source))
+
+
+def _resumed(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
+    number = store.latest(directory)
+    state, coder = wanted(config, mesh)
+    items = {
+        "params": {"model": state["params"], "vae": coder},
+        "ema": {"model": state["ema"]},
+        "opt_state": state["opt_state"],
+    }
+    found = store.restore(directory, items, number, config.model)
+    history = store.read_meta(directory, number).get("provenance", [])
+    resumed = {
+        "params": found["params"]["model"],
+        "ema": found["ema"]["model"],
+        "opt_state": found["opt_state"],
+        "step": jax.device_put(np.int32(number), state["step"].sharding),
+    }
+    return Begun(resumed, found["params"]["vae"], f"step {number} of {directory}", history)
+
+
+def to_items(state: Tree, coder: Tree) -> Tree:
+    """Returns the items of a checkpoint: what `_resumed` reads."""
+    return {
+        "params": {"model": state["params"], "vae": coder},
+        "ema": {"model": state["ema"]},
+        "opt_state": state["opt_state"],
+    }
+
+
+def _placed(shapes: Tree, logical: Tree, mesh: Mesh) -> Tree:
+    """Adds to each shape the sharding that its logical names give it."""
+    is_names = lambda node: isinstance(node, tuple)
+    put = lambda names, leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=meshes.sharding(mesh, names, leaf.shape)
+    )
+    return jax.tree.map(put, logical, shapes, is_leaf=is_names)
+
+
+def _shardings(shapes: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)
