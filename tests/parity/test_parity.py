@@ -1,0 +1,111 @@
+"""Every golden array passes, and every compared one can fail."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inset_jax.parity import report, table
+from tools import parity
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FILES = report.files(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def replayed():
+    """Each file is replayed once; the tests share what came out."""
+    cache = {}
+
+    def get(path):
+        if path not in cache:
+            cache[path] = report.replay(report.load(path))
+        return cache[path]
+
+    return get
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_compared_array_is_within_its_bar(path, replayed):
+    golden, ours = replayed(path)
+    results = list(report.check(golden, ours))
+    assert results and [report.line(r) for r in results if not r.passed] == []
+
+
+def spoiled(role: str, array: np.ndarray) -> np.ndarray:
+    """The array with the smallest change that its bar has to notice."""
+    array = np.array(array)
+    if not array.size:
+        return np.zeros((1, *array.shape[1:]), array.dtype)
+    if array.dtype.kind in "US":
+        return np.asarray(str(array) + " ")
+    flat = array.reshape(-1)
+    if role == table.EXACT:
+        flat[0] = not flat[0] if array.dtype == bool else flat[0] + 1
+    elif role == table.LEVEL:
+        flat[0] = flat[0] + 2 if flat[0] < 128 else flat[0] - 2
+    elif role == table.ZERO or not np.isfinite(flat).any():
+        flat[0] = 2 * table.ZERO_BAR
+    else:
+        finite = np.isfinite(flat)
+        size = np.linalg.norm(flat[finite].astype(np.float64))
+        flat[np.argmax(finite)] += 2 * table.FORWARD_BAR * max(size, 1.0 if not size else 0.0)
+    return flat.reshape(array.shape)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_command_fails_for_each_array_that_is_changed(path, replayed, monkeypatch, capsys):
+    golden, ours = replayed(path)
+    monkeypatch.setattr(report, "files", lambda folder: [path])
+    monkeypatch.setattr(report, "load", lambda path: golden)
+    arguments = ["--golden", str(GOLDEN), "--quiet"]
+    monkeypatch.setattr(report, "replay", lambda loaded: (golden, ours))
+    assert parity.main(arguments) == 0
+    compared = [n for n in golden.arrays if table.role_of(path.name, n) != table.INPUT]
+    if path.name.startswith("manifest"):
+        compared = compared[::50]  # a thousand shapes of one kind
+    for name in compared:
+        worse = spoiled(table.role_of(path.name, name), golden.arrays[name])
+        changed = golden._replace(arrays={**golden.arrays, name: worse})
+        monkeypatch.setattr(report, "replay", lambda loaded, changed=changed: (changed, ours))
+        assert parity.main(arguments) == 1, name
+        assert f"{path.name}:{name} " in capsys.readouterr().out
+
+
+def test_an_array_without_a_role_fails(replayed):
+    path = GOLDEN / "tiny_a" / "vit.npz"
+    golden, ours = replayed(path)
+    more = golden._replace(arrays={**golden.arrays, "mystery": np.zeros(3)})
+    (failed,) = (r for r in report.check(more, ours) if not r.passed)
+    assert "'mystery' has no role" in failed.found
+
+
+def test_an_array_that_the_replay_does_not_produce_fails(replayed):
+    golden, ours = replayed(GOLDEN / "tiny_a" / "vit.npz")
+    less = {name: value for name, value in ours.items() if name != "final"}
+    (failed,) = (r for r in report.check(golden, less) if not r.passed)
+    assert (failed.array, failed.found) == ("final", "not replayed")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "no such folder"),
+        (lambda folder: folder, "no golden file in it"),
+        (lambda folder: (folder / "weights.npz").touch() or folder, "not a golden file"),
+        (lambda folder: (folder / "vit.npz").touch() or folder, "cannot be read"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named(make, message, tmp_path, capsys):
+    assert parity.main(["--golden", str(make(tmp_path))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_changed_inputs_change_what_is_computed(tmp_path, capsys):
+    """The replay reads its inputs: a changed image no longer gives the stored activations."""
+    path = GOLDEN / "tiny_a" / "vit.npz"
+    golden = report.load(path)
+    arrays = {**golden.arrays, "image0": golden.arrays["image0"][:, ::-1]}
+    _, ours = report.replay(golden._replace(arrays=arrays))
+    failed = {r.array for r in report.check(golden, ours) if not r.passed}
+    assert {"packed_vit_tokens", "hidden_layers", "connector"} <= failed
