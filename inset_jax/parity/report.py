@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +109,7 @@ def load(path: Path) -> Golden:
             with np.load(path) as archive:
                 return Golden(path, {name: archive[name] for name in archive.files})
         return Golden(path, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
