@@ -96,6 +96,17 @@ def constrain(array: jax.Array, logical: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec(logical, array.shape, mesh))
 
 
+def ways(name: str) -> int:
+    """Returns into how many parts the current mesh splits dimensions of this logical name."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
+def dividing(name: str, *sizes: int) -> str | None:
+    """Returns the logical name if its mesh axes divide all these sizes, else None: not split."""
+    return None if any(size % ways(name) for size in sizes) else name
+
+
 def per_device(function: Callable, inputs, outputs) -> Callable:
     """Runs `function` on each device's own part of its arguments (shard_map over the current mesh).
 

@@ -80,3 +80,44 @@ def dense_rule(segments: Segments) -> np.ndarray:
     visible = before | (same & (kind != CAUSAL)[None, :])
     foreign_noise = (kind == NOISE)[None, :] & ~same
     return (example[:, None] == example[None, :]) & visible & ~foreign_noise
+
+
+class Tiles(NamedTuple):
+    """Which tiles (block of queries x block of keys) of a mask hold anything."""
+
+    seen: np.ndarray  # bool [..., query block, key block]: somebody sees something
+    whole: np.ndarray  # bool, same shape: everybody sees everything, no mask is needed
+
+
+class Schedule(NamedTuple):
+    """For each block of queries, the blocks of keys in the order in which to visit them."""
+
+    column: np.ndarray  # int [..., query block, key block]: whole ones, other seen ones, unseen
+    whole: np.ndarray  # int [..., query block], how many of them are whole
+    seen: np.ndarray  # int [..., query block], how many of them are seen
+
+
+def tiles(visibility: Visibility, queries: int, query_block: int, key_block: int) -> Tiles:
+    """Returns what each tile of the mask holds, exactly, without building the mask.
+
+    The work is keys x query blocks. Only operators and methods are used, so that it serves NumPy
+    arrays and traced JAX arrays alike.
+
+    Args:
+      visibility: intervals [..., key]; the number of keys is a multiple of `key_block`.
+      queries: number of queries; those that fill up the last block count as seeing everything.
+    """
+    start = np.arange(0, queries, query_block)[:, None]
+    end = np.minimum(start + query_block, queries)
+    low, high = visibility.low[..., None, :], visibility.high[..., None, :]
+    blocked = (*visibility.low.shape[:-1], len(start), -1, key_block)
+    seen = (low < end) & (start < high) & (low < high)
+    whole = (low <= start) & (end <= high)
+    return Tiles(seen.reshape(blocked).any(-1), whole.reshape(blocked).all(-1))
+
+
+def schedule(tiles: Tiles) -> Schedule:
+    """Returns the order in which each block of queries visits the blocks of keys."""
+    rank = 2 - tiles.seen.astype(np.int32) - tiles.whole.astype(np.int32)
+    column = rank.argsort(axis=-1, stable=True).astype(np.int32)
+    return Schedule(column, (rank == 0).sum(-1), (rank < 2).sum(-1))
