@@ -6,7 +6,7 @@ from inset_jax.core.visibility import dense
 from inset_jax.data.layout import Item
 from inset_jax.sample.cache import bucket
 from inset_jax.sample.plan import Request, branch_items, plan
-from tests.sample.conftest import CONFIG, image, picture, text
+from tests.sample.small import CONFIG, image, picture, text
 
 
 def kinds(items):

@@ -11,7 +11,7 @@ from inset_jax.model import inset
 from inset_jax.sample import sampler as sampler_module
 from inset_jax.sample.guidance import MODES
 from inset_jax.sample.plan import Request, branch_items
-from tests.sample.conftest import COMPUTE, CONFIG, image, make_sampler, picture, text
+from tests.sample.small import COMPUTE, CONFIG, image, make_sampler, picture, text
 
 SETTINGS = SampleConfig(guidance="inset", num_timesteps=4)
 

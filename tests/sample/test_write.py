@@ -5,7 +5,7 @@ from inset_jax.core.config import CapacityConfig
 from inset_jax.data.layout import Item, layout
 from inset_jax.data.pack import assemble, stack
 from inset_jax.model import inset
-from tests.sample.conftest import COMPUTE, CONFIG, image, text
+from tests.sample.small import COMPUTE, CONFIG, image, text
 
 CONTEXTS = [(text(1, 2), image(1), text(3)), (text(9, 8, 7, 6),), (image(2, 28, 28),)]
 
