@@ -1,0 +1,157 @@
+import io
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inset_jax.core.config import SizeLimits
+from inset_jax.data import image
+from tests.data.conftest import GOLDEN
+
+TRANSFORMS = np.load(GOLDEN / "common" / "transforms.npz")
+SIZES = [name for name in TRANSFORMS.files if name.endswith("output_wh")]
+PLACES = [name for name in TRANSFORMS.files if name.startswith("posids")]
+RED = (200, 30, 40)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def pixel(data: bytes, at=(0, 0)) -> tuple:
+    return image.load(data).getpixel(at)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_equal_the_reference(name):
+    config, images, _ = name.split("/")
+    longest, shortest, stride, pixels = TRANSFORMS[f"{config}/params_max_min_stride_maxpixels"]
+    limits = SizeLimits(int(longest), int(shortest), int(stride), int(pixels))
+    count = int(images.removeprefix("img_num"))
+    found = [image.resized_size(int(w), int(h), limits, count) for w, h in TRANSFORMS["input_wh"]]
+    assert np.array_equal(found, TRANSFORMS[name])
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_pixels_patches_and_places_equal_the_reference(number):
+    of = lambda name: TRANSFORMS[f"pixels{number}/{name}"]
+    longest, shortest, stride = map(int, of("args_max_min_stride"))
+    picture = Image.fromarray(of("input_uint8_hwc"))
+    pixels = image.normalize(image.resize(picture, SizeLimits(longest, shortest, stride)))
+    assert np.array_equal(pixels.transpose(2, 0, 1), of("output_chw"))
+    assert np.array_equal(image.patchify(pixels, stride), of("patchified"))
+    rows, columns = (side // stride for side in pixels.shape[:2])
+    assert np.array_equal(image.place_ids(rows, columns, 70), of("pos_extrapolate_S70"))
+    assert np.array_equal(image.place_ids(rows, columns, 70, True), of("pos_interpolate_S70"))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_equal_the_reference(name):
+    kind, *numbers = re.match(r"posids/(\w+)_h(\d+)_w(\d+)_p(\d+)_S(\d+)", name).groups()
+    height, width, patch, side = map(int, numbers)
+    found = image.place_ids(height // patch, width // patch, side, kind == "interpolate")
+    assert np.array_equal(found, TRANSFORMS[name])
+
+
+@pytest.mark.parametrize("name", ["rgba", "gray"])
+def test_alpha_and_grey_equal_the_reference(name):
+    found = image.load(Image.fromarray(TRANSFORMS[f"{name}/input"]))
+    assert np.array_equal(np.asarray(found), TRANSFORMS[f"{name}/output"])
+
+
+def test_exif_rotation_is_applied():
+    picture = Image.new("RGB", (4, 2), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    assert image.load(encoded(picture, "JPEG", exif=exif)).size == (2, 4)
+
+
+def test_palettes_with_and_without_transparency():
+    picture = Image.new("RGB", (2, 1), RED)
+    palette = picture.quantize(4)
+    assert pixel(encoded(palette)) == RED
+    assert pixel(encoded(palette, transparency=palette.getpixel((0, 0)))) == (255, 255, 255)
+
+
+def test_any_alpha_is_composited_on_white():
+    assert pixel(encoded(Image.new("LA", (1, 1), (0, 0)))) == (255, 255, 255)
+    assert pixel(encoded(Image.new("RGBA", (1, 1), (*RED, 255)))) == RED
+    half = pixel(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128))))
+    assert half == (127, 127, 127)
+    key = encoded(Image.new("RGB", (1, 1), RED), transparency=RED)
+    assert pixel(key) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    grey = np.array([[0, 257 * 100, 65535]], np.uint16)
+    found = np.asarray(image.load(encoded(Image.fromarray(grey))))[0, :, 0]
+    assert found.tolist() == [0, 100, 255]
+    tiff = encoded(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)), "TIFF")
+    assert np.asarray(image.load(tiff))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_cmyk_becomes_rgb():
+    data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    red, green, blue = pixel(data)
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    frames = [Image.new("RGB", (3, 3), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixel(data) == (255, 0, 0)
+
+
+def test_one_pixel_and_a_thread_of_pixels_get_the_references_size():
+    vit, vae = SizeLimits(), SizeLimits(1024, 512, 16)
+    assert image.resized_size(1, 1, vae) == (512, 512)
+    assert image.resized_size(20000, 10, vit) == (980, 14)
+    assert image.resized_size(20000, 10, vae) == (1024, 16)
+    assert image.resize(Image.new("RGB", (20000, 10)), vit).shape == (14, 980, 3)
+    assert image.resize(Image.new("RGB", (1, 1)), vit).shape == (224, 224, 3)
+
+
+def test_more_patches_than_the_table_has_are_refused():
+    with pytest.raises(ValueError, match=r"80x3 .* table of 70x70: resize it to at most 70"):
+        image.place_ids(80, 3, 70)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    random = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(random))
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"half\.png: damaged image"):
+        image.load(tmp_path / "half.png")
+    jpeg = encoded(Image.fromarray(random), "JPEG")
+    with pytest.raises(ValueError, match="half of a jpeg: damaged image"):
+        image.load(jpeg[: len(jpeg) // 2], "half of a jpeg")
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.png: cannot be read as an image"):
+        image.load(tmp_path / "text.png")
+    with pytest.raises(ValueError, match=r"none\.png: no such image file"):
+        image.load(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        image.load(b"")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size and whose pixels are missing."""
+    chunk = lambda kind, body: (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (13_000, 11_000)])
+def test_a_bomb_is_refused_before_it_is_decoded(size):
+    with pytest.raises(ValueError, match=r"bomb\.png: .* pixels.* at most 134217728"):
+        image.load(png_of(*size), "bomb.png")
