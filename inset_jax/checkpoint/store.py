@@ -52,6 +52,8 @@ class Store:
             cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{directory}: cannot hold checkpoints: it is a file")
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory.resolve(), options=options, handler_registry=_registry()

@@ -74,7 +74,11 @@ def test_default_ids_outside_a_small_vocabulary_are_refused(folder):
         ("llm_config.json", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ("llm_config.json", {"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*only None"),
         ("llm_config.json", {"num_attention_heads": 5}, "hidden_size 64 does not divide .* 5"),
-        ("vit_config.json", {"image_size": 225}, "image_size 225 is not a multiple of patch_size 14"),
+        (
+            "vit_config.json",
+            {"image_size": 225},
+            "image_size 225 is not a multiple of patch_size 14",
+        ),
         ("config.json", {"interpolate_pos": True}, "interpolate_pos is True; only False"),
         ("config.json", {"max_latent_size": "64"}, "max_latent_size is '64', expected a number"),
     ],

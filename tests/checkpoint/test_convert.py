@@ -178,7 +178,7 @@ def test_missing_and_contradicting_files_are_named(folder):
         convert.load_bagel(folder)
     index.write_text(json.dumps(values))
     (folder / files[1]).unlink()
-    with pytest.raises(ValueError, match="names model-00002-of-00003.safetensors, which is miss"):
+    with pytest.raises(ValueError, match=r"names model-00002-of-00003.safetensors, which is miss"):
         convert.load_bagel(folder)
     index.unlink()
     with pytest.raises(ValueError, match=r"expected ema.safetensors or model.safetensors or"):
@@ -195,7 +195,9 @@ def test_layers_of_several_dtypes_cannot_keep_them(folder):
 def test_a_null_token_starts_as_the_opening_tokens(folder, tiny):
     config = edit(tiny[0], null_token=True)
     model = convert.load_bagel(folder, config)["model"]
-    np.testing.assert_array_equal(model["null"]["table"], model["llm"]["embed"]["table"][[500, 502]])
+    np.testing.assert_array_equal(
+        model["null"]["table"], model["llm"]["embed"]["table"][[500, 502]]
+    )
 
 
 def test_saving_refuses_what_is_not_the_model_and_leaves_nothing(tmp_path, tiny):
