@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from inset_jax.core.config import Config, SizeLimits
+from inset_jax.core.config import AutoencoderConfig, Config, SizeLimits
 
 # fields that name one of a few things
 CHOICES = {
@@ -52,6 +52,20 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (0, 1, "sample", "interval renorm_min"),
 )
 
+AUTOENCODER_CHOICES = {
+    "loss.reconstruction": ("l1", "l2"),
+    "run.dtype": CHOICES["compute.dtype"],
+    **{path: names for path, names in CHOICES.items() if path.startswith("optimizer.")},
+}
+AUTOENCODER_RANGES = (
+    (1, None, "vae", "channels multipliers res_blocks latent_channels"),
+    (1, None, "data", "side shrink batch"),
+    (0, None, "loss", "edge_weight kl_weight"),
+    *(row for row in RANGES if row[2] == "optimizer"),
+    (0, None, "run", "steps seed validate_every"),
+    (1, None, "run", "log_every save_every keep validation_images measure_images"),
+)
+
 
 def check(config: Config) -> None:
     """Refuses a config that cannot work.
@@ -59,9 +73,31 @@ def check(config: Config) -> None:
     Raises:
       ValueError: one line a contradiction, all of them, each saying what to do.
     """
-    problems = [*_choices(config), *_ranges(config)]
+    problems = [*_choices(config, CHOICES), *_ranges(config, RANGES)]
     if not problems:  # the rest divides by these numbers
         problems = [line for part in PARTS for line in part(config)]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def check_autoencoder(config: AutoencoderConfig) -> None:
+    """Refuses a config of `inset_jax.train.autoencoder` that cannot work; see `check`."""
+    problems = [
+        *_choices(config, AUTOENCODER_CHOICES),
+        *_ranges(config, AUTOENCODER_RANGES),
+        *_warmup(config),
+    ]
+    stride, side = config.vae.downsample, config.data.side
+    if side % stride:
+        problems.append(
+            f"data.side={side} is not a multiple of {stride}, the downsampling of vae.multipliers="
+            f"{config.vae.multipliers}: make it {max(side // stride, 1) * stride}"
+        )
+    if config.optimizer.accumulation > 1:
+        problems.append(
+            f"optimizer.accumulation={config.optimizer.accumulation}: an autoencoder trains without"
+            " accumulation; leave it at 1 and set data.batch"
+        )
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -72,15 +108,15 @@ def _value(config: Config, path: str):
     return config
 
 
-def _choices(config: Config) -> Iterator[str]:
-    for path, names in CHOICES.items():
+def _choices(config, table: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    for path, names in table.items():
         if _value(config, path) not in names:
             found = _value(config, path)
             yield f"config.{path}: found {found!r}, expected one of {', '.join(names)}"
 
 
-def _ranges(config: Config) -> Iterator[str]:
-    for low, high, group, fields in RANGES:
+def _ranges(config, table) -> Iterator[str]:
+    for low, high, group, fields in table:
         for name in fields.split():
             value = getattr(_value(config, group), name)
             numbers = value if isinstance(value, tuple) else (value,)
@@ -210,13 +246,18 @@ def _data(config: Config) -> Iterator[str]:
         )
 
 
-def _training(config: Config) -> Iterator[str]:
-    optimizer, loss, run = config.optimizer, config.loss, config.run
+def _warmup(config: Config | AutoencoderConfig) -> Iterator[str]:
+    optimizer, run = config.optimizer, config.run
     if optimizer.schedule == "cosine" and optimizer.warmup_steps >= run.steps > 0:
         yield (
             f"optimizer.warmup_steps={optimizer.warmup_steps} leaves nothing of run.steps="
             f"{run.steps} for the cosine: lower the first"
         )
+
+
+def _training(config: Config) -> Iterator[str]:
+    loss, run = config.loss, config.run
+    yield from _warmup(config)
     if loss.cross_entropy_weight == 0 and loss.flow_weight == 0:
         yield "loss.cross_entropy_weight and loss.flow_weight are both 0: nothing would be learned"
     if run.init_from and run.autoencoder:

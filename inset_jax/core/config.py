@@ -258,6 +258,55 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
+@dataclass(frozen=True)
+class CropConfig:
+    """What an autoencoder trains on: square cuts of pictures, mirrored half of the time."""
+
+    train: tuple[str, ...] = ()  # folders of records or of image files
+    validation: tuple[str, ...] = ()
+    side: int = 256  # pixels; a multiple of the downsampling
+    shrink: float = 2.0  # a picture is reduced up to this much before it is cut, if it is so large
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """Weights of the terms of the loss, each a mean over pixels or latents."""
+
+    reconstruction: str = "l1"  # "l1" or "l2", of pixels in [-1, 1]
+    edge_weight: float = 0.0  # L1 of the differences between neighbouring pixels
+    kl_weight: float = 1e-6  # of the posterior against a standard normal
+
+
+@dataclass(frozen=True)
+class AutoencoderRunConfig:
+    """The loop that trains an autoencoder."""
+
+    steps: int = 100000
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 5000
+    keep: int = 3  # newest checkpoints that stay
+    validate_every: int = 5000  # with a grid of pictures beside their reconstructions
+    validation_images: int = 64
+    measure_images: int = 512  # training cuts that the latents' scale and shift are measured on
+    dtype: str = "float32"  # of activations; parameters stay float32
+    init_from: str = ""  # an ae.safetensors to start from; "" means random weights
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """One autoencoder, trained by itself. `vae.scale` and `vae.shift` are measured, not set."""
+
+    name: str = "flux_vae"
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    data: CropConfig = field(default_factory=CropConfig)
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: AutoencoderRunConfig = field(default_factory=AutoencoderRunConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
 def edit(config, **changes):
     """Returns a copy of a (nested) dataclass with fields replaced.
 

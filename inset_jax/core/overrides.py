@@ -24,8 +24,8 @@ ROOT = "config"  # how a field is spelled on the command line: --config.optimize
 class Command(NamedTuple):
     """What a command line asked for."""
 
-    config: Config  # resolved: the preset with its overrides
-    preset: Config  # as the config file gives it
+    config: Any  # resolved: the preset with its overrides
+    preset: Any  # as the config file gives it
     source: str  # path of the config file
     options: dict[str, str | None]  # the command's own flags
 
@@ -68,9 +68,9 @@ def to_config_dict(config):
     return locked.lock()
 
 
-def from_config_dict(values) -> Config:
+def from_config_dict(values, kind: type = Config):
     """Returns the frozen form of a ConfigDict; see `from_dict` for what is refused."""
-    return from_dict(values.to_dict())
+    return from_dict(values.to_dict(), kind)
 
 
 def diff(config, preset, path: str = ROOT) -> list[str]:
@@ -91,8 +91,8 @@ def describe(config: Config = Config()) -> list[str]:  # noqa: B008 (frozen)
     return [f"--{name}={value!r}" for name, value in _flat(config, ROOT)]
 
 
-def load(path: str) -> Config:
-    """Runs a config file and returns what its `get_config()` gives, checked.
+def load(path: str, kind: type = Config):
+    """Runs a config file and returns what its `get_config()` gives, checked, as a `kind`.
 
     Raises:
       ValueError: the file is missing, fails, or has no `get_config`; or `from_dict` refuses.
@@ -104,15 +104,16 @@ def load(path: str) -> Config:
         if "get_config" not in module:
             raise ValueError("it defines no get_config()")
         values = module["get_config"]()
-    return from_config_dict(values)
+    return from_config_dict(values, kind)
 
 
-def parse(argv: Sequence[str], options: Mapping[str, str]) -> Command:
+def parse(argv: Sequence[str], options: Mapping[str, str], kind: type = Config) -> Command:
     """Reads `--config=FILE`, `--config.field=value` and the command's own flags.
 
     Args:
       argv: the command line, program name first.
       options: name and help of the command's own string flags.
+      kind: the config that the command takes, a dataclass of dataclasses.
 
     Raises:
       ValueError: an unknown flag or field (with the nearest valid one), a value of the wrong type,
@@ -122,8 +123,8 @@ def parse(argv: Sequence[str], options: Mapping[str, str]) -> Command:
     from ml_collections import config_flags
 
     source, argv = _config_file(argv)
-    preset = load(source)
-    known = _names(Config, ROOT)
+    preset = load(source, kind)
+    known = _names(kind, ROOT)
     for argument in argv:
         match = re.match(rf"--?(no)?({ROOT}\.[^=]*)", argument)
         if match and match[2] not in known:
@@ -141,10 +142,10 @@ def parse(argv: Sequence[str], options: Mapping[str, str]) -> Command:
         hint = f"; did you mean --{near[0]}?" if near else ""
         raise ValueError(f"--{error.flagname}: no such flag{hint}") from None
     except (flags.Error, TypeError, ValueError) as error:
-        raise ValueError(_flag_error(str(error))) from None
+        raise ValueError(_flag_error(str(error), kind)) from None
     if len(rest) > 1:
         raise ValueError(f"{rest[1]!r}: not expected; flags are written --name=value")
-    config = from_config_dict(values[ROOT].value)
+    config = from_config_dict(values[ROOT].value, kind)
     return Command(config, preset, source, {name: values[name].value for name in options})
 
 
@@ -161,14 +162,14 @@ def _config_file(argv: Sequence[str]) -> tuple[str, list[str]]:
     raise ValueError(f"--{ROOT}=FILE is missing, for example --{ROOT}=configs/demo.py")
 
 
-def _flag_error(message: str) -> str:
+def _flag_error(message: str, kind: type) -> str:
     """Rewords absl's refusal of a value in the terms of the config's fields."""
     message = " ".join(message.split())
     match = re.match(rf"flag --({ROOT}\.[\w.]+)=(.*?): ", message)
     if not match:
         return message
-    kind = {name: expected for name, expected in _typed_names(Config, ROOT)}[match[1]]
-    return f"{match[1]}: found {match[2]!r}, expected {_spell(kind)}"
+    expected = dict(_typed_names(kind, ROOT))[match[1]]
+    return f"{match[1]}: found {match[2]!r}, expected {_spell(expected)}"
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:
