@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from inset_jax.core.config import SizeLimits
 
@@ -58,6 +58,8 @@ def _open(source, name: str) -> Image.Image:
             return Image.open(stream)
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such image file") from error
+    except UnidentifiedImageError as error:  # whose own text shows an address in memory
+        raise ValueError(f"{name}: cannot be read as an image: no known format") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name}: the header promises too many pixels ({error}); "

@@ -259,4 +259,8 @@ class _BatchMaker:
         index = self._plan.indexes[draw.data_set]
         example = self._records[draw.data_set][index.number[draw.example]]
         outline = prepare.outline(example, self._tokenizer, self._config)
-        return prepare.fill(example, outline, self._plan.dropped(draw), self._config, draw.epoch)
+        dropped = self._plan.dropped(draw)
+        try:
+            return prepare.fill(example, outline, dropped, self._config, draw.epoch)
+        except ValueError as error:
+            raise ValueError(f"{index.name}: {error}") from error

@@ -1,0 +1,133 @@
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from inset_jax.data.record import Example, Segment, open_records, write_records
+
+IMAGE, OTHER = b"\x89PNG\0\xff" * 200, b"\0JPEG"
+MOMENTS = np.arange(2 * 2 * 3 * 4, dtype=np.float16).reshape(2, 2, 3, 4)
+
+
+def example(name: str = "a") -> Example:
+    return Example(
+        name,
+        (
+            Segment("text", text="Häns ", role="prompt"),
+            Segment("vit", image=IMAGE, width=3, height=4, role="source"),
+            Segment("vae", image=IMAGE, width=3, height=4, moments=MOMENTS),
+            Segment("text", text="", loss=True, draws=True),
+            Segment("target", image=OTHER, width=5, height=6, frame_delta=2),
+            Segment("target", image=IMAGE, width=3, height=4, opens=False),
+        ),
+        "editing",
+        "somewhere",
+        "CC0-1.0",
+    )
+
+
+def same(a: Example, b: Example) -> bool:
+    bare = lambda e: [dataclasses.replace(s, moments=None) for s in e.segments]
+    pairs = zip(a.segments, b.segments, strict=True)
+    return (
+        dataclasses.replace(a, segments=()) == dataclasses.replace(b, segments=())
+        and bare(a) == bare(b)
+        and all(np.array_equal(x.moments, y.moments) for x, y in pairs)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records") / "set"
+    many = (example(f"n{number}") for number in range(300))
+    write_records(folder, {"train": many, "validation": [example("é")]})
+    return folder
+
+
+def test_examples_come_back_as_they_were_and_in_order(folder):
+    records = open_records(folder)
+    assert len(records) == 300
+    for number in (0, 7, 299):
+        assert same(records[number], example(f"n{number}"))
+    assert same(open_records(folder, "validation")[0], example("é"))
+    assert same(open_records(f"{folder}#validation")[0], example("é"))
+
+
+def test_an_image_shown_twice_is_stored_once(folder):
+    segments = open_records(folder)[0].segments
+    assert segments[1].image is segments[2].image is segments[5].image
+
+
+def test_records_travel_to_other_processes(folder):
+    assert same(pickle.loads(pickle.dumps(open_records(folder)))[3], example("n3"))
+
+
+def test_what_cannot_be_opened_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere: no records there"):
+        open_records(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no split 'test'; it has train, validation"):
+        open_records(folder, "test")
+    (tmp_path / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be opened as records"):
+        open_records(tmp_path)
+
+
+def test_nothing_is_written_over_or_by_halves(folder, tmp_path):
+    with pytest.raises(ValueError, match="exists; remove it"):
+        write_records(folder, {"train": [example()]})
+    with pytest.raises(ValueError, match="split 'validation' has no examples"):
+        write_records(tmp_path / "new", {"train": [example()], "validation": []})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(id=""), "an example without an id"),
+        (dict(segments=()), "a: no segments"),
+        (dict(segments=(Segment("audio"),)), r"a: segment 0 \(audio\): expected one of text, vit"),
+        (dict(segments=(Segment("text"),)), "empty text"),
+        (dict(segments=(Segment("vit", image=IMAGE),)), "1200 bytes, 0x0"),
+        (dict(segments=(Segment("vit", image=IMAGE, width=1, height=1, loss=True),)), "to texts"),
+        (dict(segments=(Segment("text", text="a", opens=False),)), "continues nothing"),
+    ],
+)
+def test_what_breaks_the_schema_is_refused(tmp_path, change, words):
+    with pytest.raises(ValueError, match=words):
+        write_records(tmp_path / "new", {"train": [dataclasses.replace(example(), **change)]})
+
+
+def test_a_damaged_record_is_named_and_its_neighbours_stay(tmp_path):
+    folder = tmp_path / "set"
+    random = np.random.default_rng(0)
+    image = lambda: dataclasses.replace(example().segments[1], image=random.bytes(2000))
+    write_records(folder, {"train": [Example(f"n{n}", (image(),)) for n in range(200)]})
+    shard = next(folder.glob("*train*"))
+    data = bytearray(shard.read_bytes())
+    data[100_000:100_020] = bytes(20)
+    shard.write_bytes(data)
+    records, bad = open_records(folder), []
+    for number in range(200):
+        try:
+            assert records[number].id == f"n{number}"
+        except ValueError as error:
+            bad.append((number, str(error)))
+    assert len(bad) == 1
+    assert f"{shard}: record {bad[0][0]} of split 'train' cannot be read" in bad[0][1]
+
+
+def test_a_truncated_shard_is_named(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shard = next(copy.glob("*train*"))
+    shard.write_bytes(shard.read_bytes()[:40_000])
+    with pytest.raises(ValueError, match=f"{shard.name}: record 0"):
+        open_records(copy)[0]
+
+
+def test_another_schema_version_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("inset_jax.data.record.VERSION", 2)
+    with pytest.raises(ValueError, match="schema version 1, this program reads 2"):
+        open_records(folder)[0]
