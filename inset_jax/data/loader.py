@@ -127,7 +127,8 @@ class Loader:
 
     @step.setter
     def step(self, step: int) -> None:
-        self._step, self._iterator = step, None
+        self.close()
+        self._step = step
 
     def __len__(self) -> int:
         """Number of batches of one pass (validation)."""
@@ -160,7 +161,9 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """Ends the threads or worker processes."""
+        """Ends the threads or worker processes; the loader can go on, which starts new ones."""
+        if self._iterator is not None:
+            self._iterator.close()
         self._iterator = None
 
     def _pipeline(self):

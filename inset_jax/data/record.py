@@ -223,10 +223,13 @@ def write_records(folder, splits: Mapping[str, Iterable[Example]]) -> None:
 
 
 def _numbered(split: str, examples: Iterable[Example]):
-    number = -1
+    seen: set[str] = set()
     for number, example in enumerate(examples):
+        if example.id in seen:  # noise and dropout are keyed by it
+            raise ValueError(f"split {split!r} has two examples with the id {example.id!r}")
+        seen.add(example.id)
         yield number, to_features(example)
-    if number < 0:
+    if not seen:
         raise ValueError(f"split {split!r} has no examples")
 
 

@@ -85,6 +85,8 @@ def test_worker_processes_give_the_same_batches(straight, config, workers):
     for step in range(1, 5):
         assert same(next(loader), straight[step])
     loader.close()
+    assert same(next(loader), straight[5])
+    loader.close()
 
 
 def test_a_worker_that_dies_ends_the_run(config):

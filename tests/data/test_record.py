@@ -78,6 +78,8 @@ def test_nothing_is_written_over_or_by_halves(folder, tmp_path):
         write_records(folder, {"train": [example()]})
     with pytest.raises(ValueError, match="split 'validation' has no examples"):
         write_records(tmp_path / "new", {"train": [example()], "validation": []})
+    with pytest.raises(ValueError, match="two examples with the id 'a'"):
+        write_records(tmp_path / "new", {"train": [example(), example()]})
     assert not list(tmp_path.iterdir())
 
 
