@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import json
+import os
 import pathlib
 import re
 import runpy
@@ -84,6 +86,26 @@ def diff(config, preset, path: str = ROOT) -> list[str]:
         elif new != old:
             lines.append(f"{where}: {old!r} -> {new!r}")
     return lines
+
+
+def keep(config, path: pathlib.Path) -> list[str]:
+    """Saves the resolved config as JSON; returns what changed since a run was last started there.
+
+    Raises:
+      ValueError: the file there is no config of this kind.
+    """
+    changes: list[str] = []
+    if path.exists():
+        try:
+            before = from_dict(json.loads(path.read_text("utf-8")), type(config))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        changes = diff(config, before)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(to_dict(config), indent=1) + "\n", "utf-8")
+    os.replace(beside, path)
+    return changes
 
 
 def describe(config: Config = Config()) -> list[str]:  # noqa: B008 (frozen)

@@ -7,8 +7,6 @@ leave; the exit status is then 128 plus the signal's number.
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import pkgutil
 import sys
@@ -58,27 +56,18 @@ def _train(argv: Sequence[str]) -> int:
     print(f"config {command.source}" + ("" if changes else ", unchanged"))
     for line in changes:
         print(f"  {line}")
-    _keep_config(config, workdir / "config.json")
+    for line in overrides.keep(config, workdir / "config.json"):
+        print(f"  since the last start of this run: {line}")
     preview = None
     if config.run.sample_every:
         preview = _resolve(command.options["preview"] or PREVIEW)
 
+    # a failed save is told once, by `checkpoint.store`; each of its threads would add a traceback
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     from inset_jax.train import loop  # late: JAX takes a second to import
 
     outcome = loop.run(config, workdir, preview)
     return 128 + outcome.signal if outcome.signal else 0
-
-
-def _keep_config(config, path: pathlib.Path) -> None:
-    """Saves the resolved config; says what changed since the run was last started."""
-    if path.exists():
-        before = overrides.from_dict(json.loads(path.read_text()))
-        for line in overrides.diff(config, before):
-            print(f"  since the last start of this run: {line}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(overrides.to_dict(config), indent=1) + "\n")
-    os.replace(beside, path)
 
 
 def _resolve(name: str):
