@@ -323,8 +323,10 @@ def _verify(directory: str | os.PathLike, step: int, item: str) -> None:
 
 
 def _damaged(directory: str | os.PathLike, step: int, item: str, reason: str) -> ValueError:
-    others = [str(other) for other in steps(directory) if other != step]
-    hint = f"; other steps: {', '.join(others)}" if others else ""
+    older = [other for other in steps(directory) if other < step]
+    hint = "; there is no earlier step"
+    if older:
+        hint = f"; remove {epath.Path(directory) / str(step)} to go back to step {older[-1]}"
     return ValueError(f"{directory}: {item} of step {step} is damaged ({reason}){hint}")
 
 

@@ -168,7 +168,7 @@ def test_every_damaged_file_is_found_and_named(tmp_path, state, how):
         with pytest.raises(ValueError) as error:
             store.restore(tmp_path, wanted, config=MODEL)
         message = str(error.value)
-        assert "of step 5 is damaged" in message and message.endswith("other steps: 4")
+        assert "of step 5 is damaged" in message and message.endswith("/5 to go back to step 4")
         assert str(path.relative_to(tmp_path / "5")) in message and "\n" not in message
         path.write_bytes(content)
     (tmp_path / "5" / "digests.json").unlink()
