@@ -87,6 +87,10 @@ def check(settings: SampleConfig) -> None:
         raise ValueError(f"interval {low} to {high}: guidance acts where low < t <= high")
     if not 0 <= settings.renorm_min <= 1:
         raise ValueError(f"renorm_min {settings.renorm_min}: it lies between 0 and 1")
+    if settings.num_timesteps < 2:
+        raise ValueError(
+            f"num_timesteps={settings.num_timesteps}: N points are N - 1 evaluations, so at least 2"
+        )
     if settings.shift <= 0:
         raise ValueError(f"shift {settings.shift}: it is above 0")
 
