@@ -18,6 +18,10 @@ from inset_jax.engine.world import QUESTION, Scene, draw_scene
 SOURCE = "small world"
 LICENCE = "Apache-2.0 (Noto Emoji), CC0 and public domain (grounds)"
 
+# How often a target stands in a record. Each copy has noise of its own and is seen by nobody else,
+# so one reading of the sentence serves several lessons in drawing.
+DRAWS = 3
+
 # pictures uint8 [B, H, W, 3] -> mean and log variance of their latents, float [B, 2, h, w, c]
 Encode = Callable[[np.ndarray], np.ndarray]
 
@@ -50,8 +54,8 @@ def write_world(
 def to_example(scene: Scene, name: str, moments: np.ndarray | None = None) -> Example:
     """Turns a scene into a record.
 
-    image-interleaved   the sentence, references as ViT images, then the target
-    t2i                 the sentence with nouns for pictures, then the target
+    image-interleaved   the sentence, references as ViT images, then the target (DRAWS times)
+    t2i                 the sentence with nouns for pictures, then the target (DRAWS times)
     understanding       "What is in [the picture]?", then the sentence with nouns, to be predicted
 
     Args:
@@ -64,10 +68,10 @@ def to_example(scene: Scene, name: str, moments: np.ndarray | None = None) -> Ex
             else Segment("text", text=piece, role="prompt")
             for piece in scene.pieces()
         ]
-        segments.append(_image("target", scene.target, moments=moments))
+        segments += [_image("target", scene.target, moments=moments)] * DRAWS
     elif scene.kind == "t2i":
         segments = [Segment("text", text=scene.words(), role="prompt")]
-        segments.append(_image("target", scene.target, moments=moments))
+        segments += [_image("target", scene.target, moments=moments)] * DRAWS
     else:
         segments = [
             Segment("text", text=QUESTION, role="prompt"),
@@ -88,14 +92,14 @@ def tokenizer_of(scenes: Iterable[Scene], vocab_size: int, tokens) -> Tokenizer:
 
 
 def write_prompts(folder, chosen: Iterable[Scene]) -> pathlib.Path:
-    """Writes scenes as prompts of the generate command, with their targets beside them.
+    """Writes scenes as prompts of the generate command; returns `folder`/prompts.jsonl.
 
-    `prompts.jsonl` has one line a scene: "prompt" ("A [img:0_0.png] on grass."), "target" (a file),
-    and for reports "words" and "relation". Paths are relative to the file.
+    A line is {"prompt": "A [img:0_0.png] on grass."}. Beside it lie the references and the targets,
+    `0_target.png`, and `words.txt` has the same sentences with nouns for pictures.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    prompts, words = [], []
     for number, scene in enumerate(chosen):
         for at, reference in enumerate(scene.references):
             (folder / f"{number}_{at}.png").write_bytes(_png(reference))
@@ -104,10 +108,11 @@ def write_prompts(folder, chosen: Iterable[Scene]) -> pathlib.Path:
             f"[img:{number}_{piece}.png]" if isinstance(piece, int) else piece
             for piece in scene.pieces()
         )
-        row = {"prompt": sentence, "target": f"{number}_target.png"}
-        lines.append(json.dumps(row | {"words": scene.words(), "relation": scene.relation}))
+        prompts.append(json.dumps({"prompt": sentence}))
+        words.append(scene.words())
+    (folder / "words.txt").write_text("\n".join(words) + "\n")
     file = folder / "prompts.jsonl"
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(prompts) + "\n")
     return file
 
 

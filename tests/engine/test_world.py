@@ -116,7 +116,8 @@ def test_records_have_the_sentence_with_pictures_in_place(art):
             assert kinds == ["text", "vit", "text", "text"]
             assert example.segments[-1].loss and example.segments[-1].text == scene.words()
         else:
-            assert kinds[-1] == "target" and not any(s.loss for s in example.segments)
+            assert kinds[-world_records.DRAWS :] == ["target"] * world_records.DRAWS
+            assert not any(segment.loss for segment in example.segments)
             expected = len(scene.things) if scene.kind == "image-interleaved" else 0
             assert kinds.count("vit") == expected
 
@@ -126,14 +127,15 @@ def test_prompts_say_what_the_records_say(art, tmp_path):
     file = world_records.write_prompts(tmp_path / "held_out", scenes)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == len(scenes)
-    for row, scene in zip(rows, scenes, strict=True):
+    for number, (row, scene) in enumerate(zip(rows, scenes, strict=True)):
         example = world_records.to_example(scene, "x")
         for piece, segment in zip(parse_sentence(row["prompt"]), example.segments, strict=False):
             if isinstance(piece, PicturePath):
                 assert (file.parent / piece.path).read_bytes() == segment.image
             else:
                 assert piece == segment.text
-        assert (file.parent / row["target"]).read_bytes() == example.segments[-1].image
+        target = file.with_name(f"{number}_target.png")
+        assert target.read_bytes() == example.segments[-1].image
 
 
 def test_the_tokenizer_fits_the_sentences(art):
