@@ -99,7 +99,7 @@ def config_from_bagel(folder: str | pathlib.Path) -> ModelConfig:
     return ModelConfig(
         llm=_llm(llm, llm_where),
         vit=_vit(vit, vit_where),
-        vae=_vae(vae, where) if vae else VaeConfig(),
+        vae=to_vae_config(vae, where) if vae else VaeConfig(),
         latents=LatentConfig(
             patch=_number(main, "latent_patch_size", where, default=LatentConfig.patch),
             max_side=_number(main, "max_latent_size", where, default=LatentConfig.max_side),
@@ -175,13 +175,7 @@ def to_files(config: ModelConfig) -> dict[str, dict]:
             "max_latent_size": config.latents.max_side,
             "vit_max_num_patch_per_side": config.connector_side,
             **FIXED["config.json"],
-            "vae_config": {
-                **{key: getattr(vae, field) for field, key in VAE_KEYS.items()},
-                "in_channels": 3,
-                "out_ch": 3,
-                "downsample": vae.downsample,
-                "ch_mult": list(vae.multipliers),
-            },
+            "vae_config": from_vae_config(vae),
         },
         "llm_config.json": {
             "architectures": ["Qwen2ForCausalLM"],
@@ -204,6 +198,30 @@ def to_files(config: ModelConfig) -> dict[str, dict]:
             key: getattr(config.tokens, field) for field, (key, _) in TOKEN_KEYS.items()
         },
     }
+
+
+def from_vae_config(config: VaeConfig) -> dict[str, Any]:
+    """Returns an autoencoder's sizes under BAGEL's keys; `to_vae_config` is the inverse."""
+    return {
+        **{key: getattr(config, field) for field, key in VAE_KEYS.items()},
+        "in_channels": 3,
+        "out_ch": 3,
+        "downsample": config.downsample,
+        "ch_mult": list(config.multipliers),
+    }
+
+
+def to_vae_config(values: Mapping[str, Any], where: pathlib.Path) -> VaeConfig:
+    """Reads an autoencoder's sizes from BAGEL's keys; `where` is the file, for messages.
+
+    Raises:
+      ValueError: a key is missing or of the wrong type.
+    """
+    found = {field: _number(values, key, where) for field, key in VAE_KEYS.items()}
+    multipliers = values.get("ch_mult")
+    if not isinstance(multipliers, list) or not all(isinstance(m, int) for m in multipliers):
+        raise ValueError(f"{where}: vae_config.ch_mult is {multipliers!r}, expected whole numbers")
+    return VaeConfig(**found, multipliers=tuple(multipliers))
 
 
 def _llm(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:
@@ -231,14 +249,6 @@ def _vit(values: Mapping[str, Any], where: pathlib.Path) -> VitConfig:
         )
     eps = _number(values, "layer_norm_eps", where, VitConfig.norm_eps)
     return VitConfig(**found, layers=layers, side=pixels // found["patch"], norm_eps=eps)
-
-
-def _vae(values: Mapping[str, Any], where: pathlib.Path) -> VaeConfig:
-    found = {field: _number(values, key, where) for field, key in VAE_KEYS.items()}
-    multipliers = values.get("ch_mult")
-    if not isinstance(multipliers, list) or not all(isinstance(m, int) for m in multipliers):
-        raise ValueError(f"{where}: vae_config.ch_mult is {multipliers!r}, expected whole numbers")
-    return VaeConfig(**found, multipliers=tuple(multipliers))
 
 
 def _tokenizer_ids(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, dict[str, int]]]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from inset_jax.checkpoint import bagel, differences, names, tensors
+from inset_jax.checkpoint import autoencoder, bagel, differences, names, tensors
 from inset_jax.core.config import ModelConfig
 
 KEEP = "keep"  # dtype: whatever the file has
@@ -77,8 +77,17 @@ def load_autoencoder(file: str | pathlib.Path, config: ModelConfig) -> dict[str,
     """Reads one file of BAGEL's autoencoder (ae.safetensors) into its tree, float32 NumPy arrays.
 
     Raises:
-      ValueError: as `load_bagel`, for this part.
+      ValueError: as `load_bagel`, for this part; or the file names other sizes, or another scale or
+        shift of the latents, than the config.
     """
+    stored = autoencoder.read_config(file)
+    if stored is not None and stored != config.vae:
+        unlike = [
+            f"model.vae.{field} is {here} in the config and {getattr(stored, field)} in the file"
+            for field, here in vars(config.vae).items()
+            if here != getattr(stored, field)
+        ]
+        raise ValueError(f"{file}: another autoencoder: {'; '.join(unlike)}")
     wanted = {path: shape for path, shape in shapes(config).items() if path.startswith("vae/")}
     params = _read(file, tensors.Tensors([pathlib.Path(file)]), config, wanted, "float32")
     return names.unflatten(params)["vae"]

@@ -55,6 +55,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
 AUTOENCODER_CHOICES = {
     "loss.reconstruction": ("l1", "l2"),
     "run.dtype": CHOICES["compute.dtype"],
+    "run.file_dtype": ("float32", "bfloat16", "float16"),
     **{path: names for path, names in CHOICES.items() if path.startswith("optimizer.")},
 }
 AUTOENCODER_RANGES = (

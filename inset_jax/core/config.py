@@ -291,6 +291,7 @@ class AutoencoderRunConfig:
     validation_images: int = 64
     measure_images: int = 512  # training cuts that the latents' scale and shift are measured on
     dtype: str = "float32"  # of activations; parameters stay float32
+    file_dtype: str = "float32"  # of the tensors in the ae.safetensors that is written
     init_from: str = ""  # an ae.safetensors to start from; "" means random weights
 
 

@@ -55,11 +55,11 @@ class Crops:
     def batches(self, first: int, end: int) -> Iterator[np.ndarray]:
         """Yields the batches of steps first, ..., end - 1, each prepared while the last is used."""
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self.batch, first)
-            for step in range(first + 1, end + 1):
+            coming = pool.submit(self.batch, first) if first < end else None
+            for following in range(first + 1, end + 1):
                 batch = coming.result()
-                if step < end:
-                    coming = pool.submit(self.batch, step)
+                if following < end:
+                    coming = pool.submit(self.batch, following)
                 yield batch
 
     def _cut(self, step: int, row: int) -> np.ndarray:

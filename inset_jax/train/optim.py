@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,8 +70,10 @@ def merge(first: Tree, second: Tree) -> Tree:
 
 
 def is_block_matrix(path: str) -> bool:
-    """Whether Muon takes this parameter: the kernels of stacked layers, [layer, in, out]."""
-    return "layers/" in path and path.endswith("/kernel")
+    """Whether Muon takes this parameter: kernels of stacked layers, [layer, in, out], and of the
+    autoencoder's convolutions, [row, column, in, out]."""
+    is_inside = "layers/" in path or path.startswith(("encoder/", "decoder/"))
+    return is_inside and path.endswith("/kernel")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -151,14 +154,27 @@ def _groups(tree: Tree, name: str) -> tuple[Tree, Tree]:
 
 
 def _muon(matrices: Tree) -> optax.GradientTransformation:
-    """Momentum and Newton-Schulz of every [in, out] matrix of the stacks by itself."""
-    one = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    numbers = jax.tree.map(lambda _: one, matrices)
+    """Momentum and Newton-Schulz of every matrix by itself; see `_is_convolution`."""
+    numbers = jax.tree.map(
+        lambda kernel: optax.contrib.MuonDimensionNumbers(
+            (0, 1, 2) if _is_convolution(kernel) else -2, -1
+        ),
+        matrices,
+    )
     return optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=numbers)
 
 
+def _is_convolution(kernel: jax.Array) -> bool:
+    """Whether this is one matrix [(row, column, in), out], not a stack of [in, out]."""
+    return kernel.ndim == 4
+
+
 def _scaled(turned: Tree) -> Tree:
-    return jax.tree.map(lambda u: u * (MUON_RMS * max(u.shape[-2:]) ** 0.5), turned)
+    def scaled(update: jax.Array) -> jax.Array:
+        *inside, out = update.shape if _is_convolution(update) else update.shape[-2:]
+        return update * (MUON_RMS * max(math.prod(inside), out) ** 0.5)
+
+    return jax.tree.map(scaled, turned)
 
 
 def _moments(state) -> Tree:

@@ -1,0 +1,95 @@
+"""An autoencoder by itself, as one file in BAGEL's format (ae.safetensors).
+
+Beside the tensors, our files carry two JSON texts in their header: `vae_config`, the sizes with the
+latents' scale and shift under BAGEL's keys, and `facts`, where the weights come from. BAGEL's own
+file has neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from inset_jax.checkpoint import bagel, differences, names
+from inset_jax.core.config import VaeConfig
+
+CONFIG, FACTS = "vae_config", "facts"
+
+
+def save(
+    file: str | pathlib.Path,
+    params: Mapping[str, Any],
+    config: VaeConfig,
+    facts: Mapping[str, Any],
+    dtype: str = "float32",
+) -> None:
+    """Writes one autoencoder; the file appears whole or not at all.
+
+    Args:
+      params: its tree of arrays.
+      config: of these parameters, with the measured scale and shift.
+      facts: what JSON can hold: training data, steps, figures.
+      dtype: of the tensors in the file: "float32", "bfloat16" or "float16".
+
+    Raises:
+      ValueError: the parameters are not the config's, or overflow the dtype.
+    """
+    from safetensors.numpy import save_file
+
+    from inset_jax.model import vae
+
+    leaves = names.flatten(params)
+    _, shapes = vae.abstract(config)
+    expected = {path: tuple(leaf.shape) for path, leaf in names.flatten(shapes).items()}
+    problems = differences.shapes({path: np.shape(leaf) for path, leaf in leaves.items()}, expected)
+    if problems:
+        raise ValueError("\n".join(["the parameters are not those of the config:", *problems]))
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    tensors = {}
+    for path, leaf in leaves.items():
+        (link,) = names.from_path(f"vae/{path}", np.shape(leaf))
+        tensor = np.ascontiguousarray(names.to_source(link, np.asarray(leaf)).astype(kind))
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise ValueError(f"{link.source} is not finite as {dtype}")
+        tensors[link.source] = tensor
+    texts = {CONFIG: json.dumps(bagel.from_vae_config(config)), FACTS: json.dumps(facts)}
+    file = pathlib.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(file.name + ".part")
+    save_file(tensors, beside, metadata={"format": "pt", **texts})
+    os.replace(beside, file)
+
+
+def read_config(file: str | pathlib.Path) -> VaeConfig | None:
+    """Returns the config inside a file, or None where it has none (BAGEL's own).
+
+    Raises:
+      ValueError: the file is no safetensors file, or its config is damaged.
+    """
+    text = _header(file).get(CONFIG)
+    return None if text is None else bagel.to_vae_config(json.loads(text), pathlib.Path(file))
+
+
+def read_facts(file: str | pathlib.Path) -> dict[str, Any]:
+    """Returns the facts inside a file; {} where it has none.
+
+    Raises:
+      ValueError: the file is no safetensors file.
+    """
+    return json.loads(_header(file).get(FACTS, "{}"))
+
+
+def _header(file: str | pathlib.Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: damaged or no safetensors file: {error}") from error

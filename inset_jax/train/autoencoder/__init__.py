@@ -1,0 +1,1 @@
+"""Training of the autoencoder alone: python -m inset_jax.train.autoencoder."""
