@@ -103,6 +103,7 @@ class Scene(NamedTuple):
     ground: str
     phrase: str  # a template of PHRASES
     references: tuple[np.ndarray, ...]  # uint8 [side, side, 3], one a thing
+    backdrop: np.ndarray  # uint8 [canvas, canvas, 3], the ground before anything stood on it
     target: np.ndarray  # uint8 [canvas, canvas, 3]
 
     def pieces(self) -> list[str | int]:
@@ -142,13 +143,14 @@ def draw_scene(
     photograph = artwork.grounds and rng.random() < config.photographs
     ground = str(rng.choice(sorted(artwork.grounds if photograph else COLOURS)))
     canvas = _ground(artwork, ground, config.canvas, rng)
+    backdrop = np.array(canvas)
     phrase = PHRASES[relation][rng.integers(len(PHRASES[relation]))]
     places = tuple(_choose(relation, at, config, rng) for at in range(len(things)))
     for thing, place in zip(things, places, strict=True):
-        _paste(canvas, thing.sprite, place, 0.0)
+        paste(canvas, thing.sprite, place)
     references = tuple(_reference(artwork, thing, config, rng) for thing in things)
     target = np.asarray(canvas)
-    return Scene(kind, relation, things, places, ground, phrase, references, target)
+    return Scene(kind, relation, things, places, ground, phrase, references, backdrop, target)
 
 
 def _ground_words(ground: str) -> str:
@@ -192,7 +194,7 @@ def _choose(relation: str, at: int, config: WorldConfig, rng: np.random.Generato
     return Place(x, y, int(rng.integers(low, high + 1)))
 
 
-def _paste(canvas: Image.Image, sprite: Image.Image, place: Place, degrees: float) -> None:
+def paste(canvas: Image.Image, sprite: Image.Image, place: Place, degrees: float = 0.0) -> None:
     """Puts a sprite in its place, scaled and turned."""
     sprite = sprite.resize((place.side, place.side), Image.Resampling.BOX)
     if degrees:
@@ -214,7 +216,7 @@ def _reference(artwork: Artwork, thing: Thing, config: WorldConfig, rng) -> np.n
     slack = (side - size) // 2
     x, y = (side // 2 + int(rng.integers(-slack, slack + 1)) for _ in range(2))
     degrees = float(rng.uniform(-config.turn, config.turn))
-    _paste(canvas, thing.sprite, Place(x, y, size), degrees)
+    paste(canvas, thing.sprite, Place(x, y, size), degrees)
     return np.asarray(canvas)
 
 

@@ -1,0 +1,81 @@
+"""Held-out sentences drawn as written and under controls that take the pictures' meaning away."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image
+
+from inset_jax.data import image
+from inset_jax.data.sentence import read_sentence
+
+Pieces = list[str | Image.Image]
+
+AS_WRITTEN = "as written"
+SWAPPED = "pictures swapped"
+FOREIGN = "pictures of another sentence"
+ABSENT = "pictures removed"
+CONDITIONS = (AS_WRITTEN, SWAPPED, FOREIGN, ABSENT)
+
+
+class Sentence(NamedTuple):
+    """One held-out sentence."""
+
+    pieces: Pieces  # texts and pictures in reading order
+    words: str  # with nouns for the pictures
+    target: Image.Image
+
+
+def read(prompts: pathlib.Path) -> list[Sentence]:
+    """Reads `prompts.jsonl` with `words.txt` and the targets beside it.
+
+    Raises:
+      ValueError: a picture is missing, or the files have different numbers of lines.
+    """
+    prompts = pathlib.Path(prompts)
+    lines = prompts.read_text().splitlines()
+    words = (prompts.parent / "words.txt").read_text().splitlines()
+    if len(lines) != len(words):
+        raise ValueError(f"{prompts}: {len(lines)} prompts, but words.txt has {len(words)} lines")
+    return [
+        Sentence(
+            read_sentence(json.loads(line)["prompt"], str(prompts.parent)),
+            word,
+            image.load(prompts.parent / f"{number}_target.png"),
+        )
+        for number, (line, word) in enumerate(zip(lines, words, strict=True))
+    ]
+
+
+def under(condition: str, sentences: Sequence[Sentence]) -> list[Pieces]:
+    """Returns each sentence's pieces under one of CONDITIONS.
+
+    `SWAPPED` reverses the order of a sentence's pictures, `FOREIGN` takes those of the next
+    sentence that has as many, `ABSENT` leaves the texts alone.
+    """
+    if condition not in CONDITIONS:
+        raise ValueError(f"condition {condition!r}: there are {', '.join(CONDITIONS)}")
+    return [_changed(condition, sentences, number) for number in range(len(sentences))]
+
+
+def _changed(condition: str, sentences: Sequence[Sentence], number: int) -> Pieces:
+    pieces = sentences[number].pieces
+    own = _pictures(pieces)
+    if condition == AS_WRITTEN:
+        return list(pieces)
+    if condition == ABSENT:
+        return [piece for piece in pieces if isinstance(piece, str)]
+    if condition == SWAPPED:
+        new = own[::-1]
+    else:
+        after = [*sentences[number + 1 :], *sentences[:number]]
+        new = next((p for s in after if len(p := _pictures(s.pieces)) == len(own)), own)
+    source = iter(new)
+    return [piece if isinstance(piece, str) else next(source) for piece in pieces]
+
+
+def _pictures(pieces: Pieces) -> list[Image.Image]:
+    return [piece for piece in pieces if not isinstance(piece, str)]

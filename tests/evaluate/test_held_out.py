@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from PIL import Image
+
+from inset_jax.evaluate import held_out
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    for number, colours in enumerate((("red", "blue"), ("green", "white"), ("black",))):
+        for at, colour in enumerate(colours):
+            Image.new("RGB", (4, 4), colour).save(tmp_path / f"{number}_{at}.png")
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}_target.png")
+    prompts = [
+        "A [img:0_0.png] left of a [img:0_1.png].",
+        "A [img:1_0.png] above a [img:1_1.png].",
+        "A [img:2_0.png].",
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    (tmp_path / "words.txt").write_text("one\ntwo\nthree\n")
+    return held_out.read(file)
+
+
+def shown(pieces):
+    names = {(255, 0, 0): "red", (0, 0, 255): "blue", (0, 128, 0): "green"}
+    names |= {(255, 255, 255): "white", (0, 0, 0): "black"}
+    return [p if isinstance(p, str) else names[p.getpixel((0, 0))] for p in pieces]
+
+
+def test_controls_change_the_pictures_and_nothing_else(sentences):
+    expected = {
+        held_out.AS_WRITTEN: ["A ", "red", " left of a ", "blue", "."],
+        held_out.SWAPPED: ["A ", "blue", " left of a ", "red", "."],
+        held_out.FOREIGN: ["A ", "green", " left of a ", "white", "."],
+        held_out.ABSENT: ["A ", " left of a ", "."],
+    }
+    for condition, pieces in expected.items():
+        assert shown(held_out.under(condition, sentences)[0]) == pieces
+    assert [sentence.words for sentence in sentences] == ["one", "two", "three"]
+
+
+def test_foreign_pictures_come_from_a_sentence_with_as_many(sentences):
+    foreign = held_out.under(held_out.FOREIGN, sentences)
+    assert shown(foreign[1]) == ["A ", "red", " above a ", "blue", "."]
+    assert shown(foreign[2]) == ["A ", "black", "."]  # no other has one picture
+
+
+def test_unknown_condition_is_refused(sentences):
+    with pytest.raises(ValueError, match="pictures swapped"):
+        held_out.under("swapped", sentences)
