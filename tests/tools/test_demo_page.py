@@ -1,0 +1,52 @@
+"""The page with placeholders for drawings; `tests/test_readme.py` runs the whole demo, shortened."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inset_jax.engine import artwork, world, world_records
+from inset_jax.evaluate import held_out
+from tools import demo_page
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Three scenes and placeholder results: the targets, and grey pictures under controls."""
+    folder = tmp_path_factory.mktemp("held_out")
+    art = artwork.load(demo_page.ARTWORK)
+    config = world.WorldConfig(alone=0.0, shares=(1.0, 0.0, 0.0))
+    scenes = [world.draw_scene(art, "validation", 0, n, config) for n in range(3)]
+    sentences = held_out.read(world_records.write_prompts(folder, scenes))
+    grey = Image.new("RGB", (64, 64), "grey")
+    drawings = {condition: [grey] * 3 for condition in held_out.CONDITIONS}
+    drawings[held_out.AS_WRITTEN] = [sentence.target for sentence in sentences]
+    return scenes, demo_page.Results(sentences, drawings)
+
+
+def test_figures_tell_good_drawings_from_grey_ones(drawn):
+    scenes, results = drawn
+    figures = demo_page.measure(results, scenes)
+    assert figures[held_out.AS_WRITTEN] == demo_page.Figures(100.0, 1.0, 1.0, 64)
+    for condition in held_out.CONDITIONS[1:]:
+        assert figures[condition].identity <= 1 / 3 and figures[condition].psnr < 30
+    rows = demo_page.table(figures)
+    assert [row[0] for row in rows[1:]] == [*held_out.CONDITIONS, "chance"]
+    assert rows[1][1:] == ["100%", "100%", "100.0 dB"]
+
+
+def test_page_shows_every_sentence_with_its_pictures_in_place(drawn, tmp_path, monkeypatch):
+    scenes, results = drawn
+    monkeypatch.setattr(demo_page, "_facts", lambda run: {"parameters": "1,234"})
+    figures = demo_page.measure(results, scenes)
+    times = {"training": 61.0, "everything": 120.0}
+    text = demo_page.render(tmp_path, results, figures, times, killed=7)
+    assert text.count("<article>") == 3
+    assert "1,234" in text and "kill -9 after step 7" in text and "1 min 1 s" in text
+    for article, sentence in zip(re.findall(r"<article>.*?</article>", text), results.sentences):
+        line = re.search(r"<p class=sentence>(.*?)</p>", article).group(1)
+        expected = "".join(p if isinstance(p, str) else "*" for p in sentence.pieces)
+        assert re.sub(r"<img[^>]*>", "*", line) == expected
+        assert article.count("<figure>") == 3
+    assert "chance" in text and not np.any([f"{name}=" in text for name in ("onload", "onclick")])
