@@ -1,4 +1,4 @@
-"""The page with placeholders for drawings; `tests/test_readme.py` runs the whole demo, shortened."""
+"""The page with placeholders for drawings; `tests/test_readme.py` runs the whole demo, short."""
 
 import re
 
