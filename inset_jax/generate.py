@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from inset_jax.core.config import SampleConfig
+from inset_jax.core.config import Config, SampleConfig
 
 TASKS = ("image", "edit", "text")
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells count it
@@ -140,6 +140,13 @@ def run(args: argparse.Namespace) -> None:
                 _write_answer(outs[row], result)
             else:
                 _write_pictures(outs[row], result, jobs[row], args, generator.info)
+
+
+def preview(config: Config, params: dict[str, Any], step: int, folder: Path) -> list[Path]:
+    """Pictures during training, for `inset_jax.train`; see `sample.preview.during_training`."""
+    from inset_jax.sample.preview import during_training
+
+    return during_training(config, params, step, folder)
 
 
 def read_jobs(args: argparse.Namespace) -> list[Job]:

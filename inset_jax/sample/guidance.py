@@ -30,8 +30,8 @@ BRANCHES: dict[str, Callable[[Sequence[str]], list[bool]]] = {
     "visual": lambda roles: [role in ("vit", "clean") for role in roles],
     "null": lambda roles: [False for _ in roles],
     "text": lambda roles: [role == "text" for role in roles],
-    "without_last_text": lambda roles: [
-        role != "plan" and not (role == "text" and "text" not in roles[i + 1 :])
+    "without_last_text": lambda roles: [  # BAGEL: nothing goes if an image comes after that text
+        role != "plan" and not (role == "text" and set(roles[i + 1 :]) <= {"plan"})
         for i, role in enumerate(roles)
     ],
 }

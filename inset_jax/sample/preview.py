@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from inset_jax.core.config import Config
-from inset_jax.data.text import Tokenizer
+from inset_jax.data import image
+from inset_jax.data import text as texts
+from inset_jax.data.record import Example, open_records
 from inset_jax.sample.api import Generator, Options
-from inset_jax.sample.prompt import Prompt
+from inset_jax.sample.prompt import Prompt, vae_limits
 
+SENTENCES = 4  # in one preview
 GAP = 4  # pixels between cells
 PAPER = (255, 255, 255)
 
 
 def preview(
-    params: dict[str, Any], config: Config, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+    params: dict[str, Any],
+    config: Config,
+    tokenizer: texts.Tokenizer,
+    prompts: Sequence[Prompt],
+    targets: Sequence[Image.Image] = (),
 ) -> Image.Image:
     """Draws one picture a prompt, in one batched run, with `config.sample`.
 
+    Args:
+      targets: what each prompt should have given, if known.
+
     Returns:
-      a grid: a row a prompt, its pictures in reading order (the source first), the drawing last.
+      a grid: a row a prompt, its pictures in reading order (the source first), the target if there
+      are targets, and the drawing.
     """
-    generator = Generator(config, params, tokenizer)
-    drawn = generator.draw_all(prompts, Options(settings=config.sample))
+    drawn = Generator(config, params, tokenizer).draw_all(prompts, Options(settings=config.sample))
     rows = []
-    for prompt, result in zip(prompts, drawn):
-        given = [piece for piece in prompt.pieces if isinstance(piece, Image.Image)]
-        given = [prompt.source, *given] if prompt.source is not None else given
-        rows.append([*given, result.pictures[0]])
+    for number, (prompt, result) in enumerate(zip(prompts, drawn)):
+        row = [piece for piece in prompt.pieces if isinstance(piece, Image.Image)]
+        row = [prompt.source, *row] if prompt.source is not None else row
+        rows.append([*row, *targets[number : number + 1], result.pictures[0]])
     return grid(rows)
+
+
+def during_training(config: Config, params: dict[str, Any], step: int, folder: Path) -> list[Path]:
+    """Draws the first sentences of the held-out records (or of the training ones).
+
+    Returns:
+      the files it wrote: one grid, `<folder>/<step>.png`.
+
+    Raises:
+      ValueError: no records, no tokenizer, or none of the records has a picture to draw.
+    """
+    split = "validation" if config.data.validation else "train"
+    records = [open_records(name, split) for name in getattr(config.data, split)]
+    examples = (own[number] for own in records for number in range(len(own)))
+    asked = (from_example(example, config) for example in examples)
+    chosen = list(itertools.islice(filter(None, asked), SENTENCES))
+    if not chosen:
+        raise ValueError(f"data.{split} has no example with a sentence and a picture to draw")
+    prompts, targets = zip(*chosen)
+    file = config.data.tokenizer or config.run.init_from
+    tokenizer = texts.load(file, config.model.tokens, config.model.llm.vocab_size)
+    path = Path(folder) / f"{step:08d}.png"
+    preview(params, config, tokenizer, prompts, targets).save(path)
+    return [path]
+
+
+def from_example(example: Example, config: Config) -> tuple[Prompt, Image.Image] | None:
+    """What a record asks for up to its first target, and that target; None if it has neither."""
+    pieces: list[str | Image.Image] = []
+    source, source_bytes = None, b""
+    for segment in example.segments:
+        if segment.kind == "target":
+            target = image.load(segment.image, example.id)
+            width, height = image.resized_size(*target.size, vae_limits(config))
+            prompt = Prompt(pieces, source, height, width, name=example.id)
+            return (prompt, target) if any(isinstance(piece, str) for piece in pieces) else None
+        if segment.kind == "text":
+            pieces.append(segment.text)
+        elif segment.kind == "vae":
+            source, source_bytes = image.load(segment.image, example.id), segment.image
+        elif segment.image != source_bytes:  # the source's patches come with it
+            pieces.append(image.load(segment.image, example.id))
+    return None
 
 
 def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:

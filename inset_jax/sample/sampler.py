@@ -216,6 +216,7 @@ class Sampler:
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         watch: Callable[[Word], None] | None = None,
+        to_the_limit: bool = False,
     ) -> list[Writing]:
         """Continues each context with a text of at most `limit` tokens, all contexts together.
 
@@ -223,6 +224,7 @@ class Sampler:
           temperature: 0 takes the likeliest token; above, tokens are drawn.
           seeds: one a context, for drawing; what is written does not depend on the other contexts.
           watch: called after every token; an exception that it raises ends the writing.
+          to_the_limit: goes on when all texts have ended; only a watcher sees the difference.
 
         Raises:
           ValueError: an empty context, a limit below 1 or a negative temperature.
@@ -255,7 +257,7 @@ class Sampler:
                 ended[number] = ended[number] or word == self.config.tokens.text_end
                 if not ended[number]:
                     ids.append(word)
-            if all(ended):
+            if all(ended) and not to_the_limit:
                 break
         return [Writing(ids, end) for ids, end in zip(written, ended, strict=True)]
 

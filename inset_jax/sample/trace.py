@@ -71,10 +71,10 @@ def draw(sampler: Sampler, request: Request, settings: SampleConfig) -> Trace:
 
 
 def write(sampler: Sampler, items: Sequence[Item], steps: int) -> Words:
-    """Continues a context greedily and remembers every step, at most `steps`."""
+    """Continues a context greedily by `steps` tokens, past its end, and remembers all."""
     words: list[tuple] = []
     watch = lambda word: words.append(
         (word.token[0, 0], np.asarray(word.logits)[0, 0], np.asarray(word.hidden)[0, 0])
     )
-    sampler.write([items], steps, watch=watch)
+    sampler.write([items], steps, watch=watch, to_the_limit=True)
     return Words(*(np.stack(column) for column in zip(*words, strict=True)))

@@ -6,7 +6,6 @@ from configs import tiny
 from inset_jax.core.config import SampleConfig, TokenConfig, edit
 from inset_jax.data.text import make_small_tokenizer
 from inset_jax.sample.api import Generator, Options
-from inset_jax.sample.preview import grid, preview
 from inset_jax.sample.prompt import Prompt
 from inset_jax.sample.sampler import Drawing
 from tests.sample.small import CONFIG
@@ -95,17 +94,3 @@ def test_bad_requests_are_refused(generator):
         generator.draw(["a"], size=(64, 65))
     with pytest.raises(ValueError, match=r"at most 300 fit"):
         generator.draw(["a" * 100], size=(256, 256))
-
-
-def test_a_preview_shows_each_sentences_pictures_and_its_drawing(sampler, tokenizer, generator):
-    prompts = [Prompt(["a ", CAT, CAT]), Prompt(["a"])]
-    page = preview(sampler.params, generator.config, tokenizer, prompts)
-    assert page.size == (3 * 64 + 2 * 4, 2 * 64 + 4)
-
-
-def test_a_grid_aligns_rows_to_the_right():
-    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (16, 16), "blue")
-    page = grid([[red, blue], [blue]])
-    assert page.size == (36, 36)
-    assert page.getpixel((0, 0)) == (255, 0, 0) and page.getpixel((0, 35)) == (255, 255, 255)
-    assert page.getpixel((35, 35)) == (0, 0, 255)

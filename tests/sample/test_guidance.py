@@ -93,7 +93,8 @@ def test_branches_keep_what_they_are_named_for():
         "text": [0, 3, 5],
         "without_last_text": [0, 1, 2, 3, 4],
     }
-    assert BRANCHES["without_last_text"](["text", "vit"]) == [False, True]
+    assert BRANCHES["without_last_text"](["text", "vit"]) == [True, True]
+    assert BRANCHES["without_last_text"](["text", "text"]) == [True, False]
 
 
 def test_bagel_ignores_the_image_scale_without_a_text_scale():

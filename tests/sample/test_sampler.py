@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -16,6 +17,18 @@ from tests.sample.small import COMPUTE, CONFIG, image, make_sampler, picture, te
 SETTINGS = SampleConfig(guidance="inset", num_timesteps=4)
 
 
+@functools.cache
+def training_pass(config):
+    definition, _ = inset.abstract(config)
+
+    def run(params, pack):
+        model = inset.bind(definition, params)
+        decoded, _ = model(pack, 1.0, COMPUTE)
+        return model.predict(decoded.hidden["gen"])
+
+    return jax.jit(run)
+
+
 def training_velocity(sampler, request, branch, x_t, t):
     """The training forward pass over one branch with its one picture as a target."""
     config = sampler.config
@@ -26,13 +39,8 @@ def training_velocity(sampler, request, branch, x_t, t):
     laid = layout([[*branch_items(request, branch, config), target]], config)
     pack = stack([assemble(laid, CapacityConfig(48, 16, 16, 0, 1), config)])
 
-    @jax.jit
-    def run(params, pack):
-        model = inset.bind(inset.abstract(config)[0], params)
-        decoded, _ = model(pack, 1.0, COMPUTE)
-        return model.predict(decoded.hidden["gen"])
-
-    return np.asarray(run(sampler.params["model"], pack))[0][pack.gen_weight[0] > 0]
+    predicted = training_pass(config)(sampler.params["model"], pack)
+    return np.asarray(predicted)[0][pack.gen_weight[0] > 0]
 
 
 def watched(sampler, requests, settings=SETTINGS):
