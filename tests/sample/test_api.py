@@ -3,6 +3,8 @@ import pytest
 from PIL import Image
 
 from configs import tiny
+from inset_jax.checkpoint import store
+from inset_jax.core import overrides
 from inset_jax.core.config import SampleConfig, TokenConfig, edit
 from inset_jax.data.text import make_small_tokenizer
 from inset_jax.sample.api import Generator, Options
@@ -94,3 +96,18 @@ def test_bad_requests_are_refused(generator):
         generator.draw(["a"], size=(64, 65))
     with pytest.raises(ValueError, match=r"at most 300 fit"):
         generator.draw(["a" * 100], size=(256, 256))
+
+
+def test_a_runs_checkpoint_brings_its_settings_and_its_tokenizer(sampler, tokenizer, tmp_path):
+    config = edit(tiny.experiment(), model=CONFIG, sample=FEW, data__max_example_tokens=77)
+    with store.Store(tmp_path / "checkpoints") as saver:
+        saver.save(3, {"params": sampler.params}, {"config": overrides.to_dict(config)})
+    with pytest.raises(ValueError, match=r"no tokenizer\.json beside this model"):
+        Generator.load(str(tmp_path))
+    tokenizer.save(tmp_path / "checkpoints")
+    loaded = Generator.load(str(tmp_path))
+    assert loaded.settings() == FEW and loaded.info["step"] == 3
+    assert loaded.config.data == config.data and loaded.config.model == CONFIG
+    assert loaded.config.compute.dtype == "float32"
+    with pytest.raises(ValueError, match="dtype 'float8'"):
+        Generator.load(str(tmp_path), dtype="float8")
