@@ -1,9 +1,10 @@
 """The laptop demo: a small model of the real architecture, trained live on two CPU cores.
 
-About 2M parameters without the autoencoder. All numbers are our own. Expected figure and wall time:
-not measured yet. Hardware: any machine with two cores. Command:
+About 1.5M parameters without the autoencoder; `make demo` says where its records come from. All
+numbers are our own. Expected figure and wall time: not measured yet. Hardware: any machine with two
+cores. Command:
 
-    python -m inset_jax.train --config=configs/demo.py --workdir=DIR
+    python -m inset_jax.train --config=configs/demo.py --workdir=DIR --config.data.train=RECORDS
 """
 
 from inset_jax.core.config import (
@@ -40,10 +41,19 @@ def model() -> ModelConfig:
             rope_theta=1e4,
         ),
         vit=VitConfig(width=96, layers=1, heads=4, mlp_dim=192, patch=8, side=8),
-        vae=VaeConfig(channels=32, multipliers=(1, 1, 2, 2), res_blocks=1),
-        latents=LatentConfig(patch=1, max_side=8),
+        # configs/demo_vae.py; scale and shift are those measured for assets/demo/ae.safetensors
+        vae=VaeConfig(
+            channels=32,
+            multipliers=(2, 1, 2),
+            res_blocks=1,
+            latent_channels=8,
+            scale=1.0,
+            shift=0.0,
+        ),
+        latents=LatentConfig(patch=4, max_side=4),
         tokens=TokenConfig(text_start=508, text_end=509, image_start=510, image_end=511),
         connector_side=8,
+        prediction="clean",
     )
 
 
@@ -53,10 +63,10 @@ def experiment() -> Config:
         model=model(),
         compute=ComputeConfig(dtype="float32", remat="none", cross_entropy_chunk=256),
         data=DataConfig(
-            packs=1,
-            capacity=CapacityConfig(und=1024, gen=1024, vit=512, cross_entropy=256, examples=32),
+            packs=8,  # of about two sentences: attention costs the square of a pack
+            capacity=CapacityConfig(und=128, gen=96, vit=64, cross_entropy=64, examples=8),
             vit_size=SizeLimits(max_side=32, min_side=32, stride=8),
-            vae_size=SizeLimits(max_side=64, min_side=64, stride=8),
+            vae_size=SizeLimits(max_side=64, min_side=64, stride=16),
             dropout=DropoutConfig(
                 example_text=0.05,
                 example_images=0.05,
@@ -65,28 +75,29 @@ def experiment() -> Config:
                 segment_vit=0.0,
                 segment_vae=0.0,
             ),
-            max_example_tokens=512,
+            max_example_tokens=224,
             posterior="mean",
         ),
         optimizer=OptimizerConfig(
             name="muon",
-            peak_lr=2e-3,
+            peak_lr=5e-3,
             warmup_steps=50,
             schedule="cosine",
+            final_lr_ratio=0.02,
             eps=1e-8,
             ema_decay=0.99,
             first_step_zero=False,
         ),
         loss=LossConfig(timestep_shift=4.0),
         run=RunConfig(
-            steps=1000,
-            log_every=10,
-            save_every=200,
-            validate_every=200,
-            validation_packs=4,
+            steps=1500,
+            log_every=25,
+            save_every=250,
+            validate_every=250,
+            validation_packs=24,
             sample_every=500,
         ),
-        sample=SampleConfig(alpha=2.0, beta=1.0, num_timesteps=25),
+        sample=SampleConfig(alpha=1.0, beta=2.0, num_timesteps=25),
     )
 
 
