@@ -110,7 +110,8 @@ def tiles(visibility: Visibility, queries: int, query_block: int, key_block: int
     start = np.arange(0, queries, query_block)[:, None]
     end = np.minimum(start + query_block, queries)
     low, high = visibility.low[..., None, :], visibility.high[..., None, :]
-    blocked = (*visibility.low.shape[:-1], len(start), -1, key_block)
+    *lead, keys = visibility.low.shape
+    blocked = (*lead, len(start), keys // key_block, key_block)
     seen = (low < end) & (start < high) & (low < high)
     whole = (low <= start) & (end <= high)
     return Tiles(seen.reshape(blocked).any(-1), whole.reshape(blocked).all(-1))
