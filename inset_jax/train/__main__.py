@@ -7,6 +7,7 @@ leave; the exit status is then 128 plus the signal's number.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import pkgutil
 import sys
@@ -18,10 +19,11 @@ OPTIONS = {
     "workdir": "folder of the run: checkpoints, metrics, pictures; made if it is not there",
     "preview": (
         "module:function that draws pictures every run.sample_every steps; called with (config, "
-        "params, step, folder), returns paths (default: inset_jax.generate:preview)"
+        "params, step, folder), returns paths (default: inset_jax.sample.preview:during_training)"
     ),
 }
-PREVIEW = "inset_jax.generate:preview"  # named, not imported: training knows nothing of sampling
+# named, not imported: training knows nothing of sampling
+PREVIEW = "inset_jax.sample.preview:during_training"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,12 +64,28 @@ def _train(argv: Sequence[str]) -> int:
     if config.run.sample_every:
         preview = _resolve(command.options["preview"] or PREVIEW)
 
-    # a failed save is told once, by `checkpoint.store`; each of its threads would add a traceback
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    _say_failures_once()
     from inset_jax.train import loop  # late: JAX takes a second to import
 
     outcome = loop.run(config, workdir, preview)
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def _say_failures_once() -> None:
+    """Silences the threads of a save that fails: `checkpoint.store` says why in one sentence.
+
+    On a full disk Orbax, asyncio and TensorStore print hundreds of tracebacks between them.
+    """
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    def hook(unraisable, before=sys.unraisablehook) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _resolve(name: str):

@@ -11,6 +11,7 @@ before. So a run that was killed and started again goes on with the very same ne
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pathlib
@@ -25,7 +26,7 @@ import numpy as np
 from inset_jax.checkpoint import bagel, load, store
 from inset_jax.core import checks, overrides
 from inset_jax.core import mesh as meshes
-from inset_jax.core.config import Config, DropoutConfig, edit
+from inset_jax.core.config import Config, edit
 from inset_jax.data import pack as packing
 from inset_jax.data.loader import HostBatch, Loader
 from inset_jax.model import inset
@@ -35,7 +36,6 @@ from inset_jax.train.latents import LatentWriter
 # config, {"model", "vae"}, step, folder -> the pictures it wrote there
 Preview = Callable[[Config, dict[str, Any], int, pathlib.Path], Sequence[pathlib.Path]]
 
-NO_DROPOUT = DropoutConfig(**dict.fromkeys(vars(DropoutConfig()), 0.0))
 NAMED = 20  # record ids in the message about a loss that is not finite; the file has all
 
 
@@ -99,13 +99,14 @@ class _Run:
     def __init__(self, config: Config, workdir, mesh, saver: store.Store, preview: Preview | None):
         self.config, self.workdir, self.mesh, self.saver = config, workdir, mesh, saver
         self.preview = preview
+        self.validation: Loader | None = None  # opened when it is first asked for
         begun = start.begin(config, mesh, workdir / load.CHECKPOINTS)
         self.state, self.vae, self.provenance = begun.state, begun.vae, begun.provenance
         self.first = int(self.state["step"])
         trained, frozen = optim.split(self.state["params"], config.optimizer.frozen)
         print(
-            f"{config.name}: {_millions(trained)} parameters train, {_millions(frozen)} are frozen, "
-            f"{_millions(self.vae)} in the autoencoder; {begun.origin}; "
+            f"{config.name}: {_millions(trained)} parameters train, {_millions(frozen)} are frozen,"
+            f" {_millions(self.vae)} in the autoencoder; {begun.origin}; "
             f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
         )
         definition, _ = inset.abstract(config.model)
@@ -135,23 +136,37 @@ class _Run:
             return Outcome(self.first, None)
         try:
             with _Signals() as signals:
-                for last in self._steps(signals):
-                    self._between(last, signals.received is not None)
+                for last, stopping in self._steps(signals):
+                    self._between(last, stopping)
             self.saver.wait()
         finally:
-            self.writer.close()
-            curves.draw_run(self.workdir, self.workdir / "curves.png")
+            self._leave()
         if signals.received:
             name = signal.Signals(signals.received).name
             print(f"stopped by {name} at step {last}, saved; the same command goes on from there")
         return Outcome(last, signals.received)
 
+    def _leave(self) -> None:
+        """Closes the metrics and draws them; on a full disk, that must not hide the first error."""
+        for act in (
+            self.writer.close,
+            lambda: curves.draw_run(self.workdir, self.workdir / "curves.png"),
+        ):
+            try:
+                act()
+            except OSError as error:
+                print(f"{self.workdir}: metrics or curves are not complete: {error}")
+
     def _steps(self, signals: _Signals):
-        """Makes updates and yields each number, the reports of all before it having been read."""
+        """Makes updates; yields (number, stopping) after those that something is due after.
+
+        By then all reports have been read. A signal that comes too late for one round is seen in
+        the next, so the last step that is yielded is the last that was made.
+        """
         run = self.config.run
         self.clock = metrics.Clock(self.first)
         each = self.config.optimizer.accumulation
-        batches = iter(Loader(self.config, "train", self.first * each))
+        batches = self._loader("train", self.first * each)
         pending: Pending | None = None
         began = time.monotonic()
         for number in range(self.first + 1, run.steps + 1):
@@ -165,13 +180,17 @@ class _Run:
             # the report of the step before is read while the device works on this one
             self._read(pending)
             pending = Pending(number, report, some)
-            if number == run.steps or signals.received or self._is_due(number):
+            stopping = signals.received is not None
+            if stopping or number == run.steps or self._is_due(number):
                 self._read(pending)
                 pending = None
-                yield number
+                yield number, stopping
                 self.clock.restart(number)
-            if signals.received:
+            if stopping:
                 return
+
+    def _loader(self, split: str, at: int) -> Loader:
+        return Loader(self.config, split, jax.process_index(), jax.process_count(), at)
 
     def _is_due(self, number: int) -> bool:
         run = self.config.run
@@ -209,7 +228,7 @@ class _Run:
             return
         sums = metrics.KindSums()
         for one, batch in zip(_slices(report.by_example), pending.batches, strict=True):
-            sums.add(one, batch.examples)
+            sums.add(_own_rows(one, batch), batch.examples)
         values = {
             "loss": report.losses.total,
             "flow": report.losses.flow,
@@ -246,13 +265,15 @@ class _Run:
         data = self.config.data
         if not data.validation:
             return
-        config = edit(self.config, data__dropout=NO_DROPOUT)
-        batches = iter(Loader(config, "validation", 0))
+        if self.validation is None:
+            self.validation = self._loader("validation", 0)
+        self.validation.step = 0
         sums = metrics.KindSums()
-        for _ in range(math.ceil(self.config.run.validation_packs / data.packs)):
-            batch = next(batches)
+        most = math.ceil(self.config.run.validation_packs / data.packs)
+        for batch in itertools.islice(self.validation, most):
             packs = start.place(self._packs([batch]), self.mesh)
-            sums.add(jax.device_get(self.held_out(self.state["params"], packs)), batch.examples)
+            told = jax.device_get(self.held_out(self.state["params"], packs))
+            sums.add(_own_rows(told, batch), batch.examples)
         values = sums.means()
         self.writer.write(number, "validation", values)
         told = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -305,6 +326,13 @@ class _Signals:
 def _slices(by_example: step.ByExample) -> list[step.ByExample]:
     """Splits [accumulation, P, E] arrays into one tuple a batch."""
     return [step.ByExample(*parts) for parts in zip(*by_example, strict=True)]
+
+
+def _own_rows(by_example: step.ByExample, batch: HostBatch) -> step.ByExample:
+    """Of the global batch [P, E], the packs whose examples this process knows."""
+    own = len(batch.examples)
+    first = own * jax.process_index()
+    return step.ByExample(*(part[first : first + own] for part in by_example))
 
 
 def _millions(tree) -> str:

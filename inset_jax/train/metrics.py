@@ -31,10 +31,17 @@ class Writer:
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
 
     def write(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """Records finite numbers of one step; `phase` is "train" or "validation"."""
+        """Records finite numbers of one step; `phase` is "train" or "validation".
+
+        Raises:
+          OSError: the file cannot grow; it is named.
+        """
         values = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, "phase": phase, **values}) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps({"step": step, "phase": phase, **values}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         for name, value in values.items():
             self._events.add_scalar(f"{phase}/{name}", value, step)
 
@@ -62,16 +69,20 @@ class Clock:
         self.__init__(step)
 
     def read(self, step: int, steps: int) -> dict[str, float]:
-        """Returns steps and tokens a second since the last reading, and the seconds left."""
+        """Returns steps and tokens a second since the last reading, and the seconds left.
+
+        Nothing, where no step has passed since then.
+        """
         seconds = max(time.monotonic() - self._time, 1e-9)
-        done = step - self._step
-        told = {
-            "steps_per_second": done / seconds,
-            "tokens_per_second": self._tokens / seconds,
-            "seconds_left": (steps - step) * seconds / max(done, 1),
-        }
+        done, tokens = step - self._step, self._tokens
         self.restart(step)
-        return told
+        if done <= 0:
+            return {}
+        return {
+            "steps_per_second": done / seconds,
+            "tokens_per_second": tokens / seconds,
+            "seconds_left": (steps - step) * seconds / done,
+        }
 
 
 def read(folder: pathlib.Path) -> list[dict]:
@@ -81,11 +92,16 @@ def read(folder: pathlib.Path) -> list[dict]:
 
 
 def progress_line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """The line on the terminal: step, losses, rates, time left."""
-    return (
+    """The line on the terminal: step, losses, and once they are known rates and the time left."""
+    line = (
         f"step {step:>{len(str(steps))}}/{steps}  loss {values['loss']:.4f}  "
         f"flow {values['flow']:.4f}  ce {values['cross_entropy']:.4f}  "
-        f"lr {values['learning_rate']:.2e}  {values['steps_per_second']:.2f} steps/s  "
+        f"lr {values['learning_rate']:.2e}"
+    )
+    if "seconds_left" not in values:
+        return line
+    return (
+        f"{line}  {values['steps_per_second']:.2f} steps/s  "
         f"{values['tokens_per_second']:,.0f} tokens/s  left {spell(values['seconds_left'])}"
     )
 

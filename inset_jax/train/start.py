@@ -59,12 +59,15 @@ def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
 
 
 def place(packs: Pack, mesh: Mesh) -> Pack:
-    """Puts packs [accumulation, P, ...] onto the mesh, P split over its pack axes."""
+    """Puts this process's packs [accumulation, P, ...] onto the mesh, P split over its pack axes.
+
+    Returns the global batch: the packs of all processes, in the order of their numbers.
+    """
 
     def put(array: np.ndarray) -> jax.Array:
-        names = (None, "pack") + (None,) * (array.ndim - 2)
-        sharding = meshes.sharding(mesh, names, array.shape)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        shape = (array.shape[0], array.shape[1] * jax.process_count(), *array.shape[2:])
+        sharding = meshes.sharding(mesh, (None, "pack") + (None,) * (array.ndim - 2), shape)
+        return jax.make_array_from_process_local_data(sharding, array, shape)
 
     return jax.tree.map(put, packs)
 

@@ -81,3 +81,15 @@ def test_curves_are_drawn(tmp_path):
 
 def test_run_without_records_has_no_curves(tmp_path):
     assert curves.draw_run(tmp_path, tmp_path / "curves.png") is None
+
+
+def test_progress_has_rates_once_a_step_has_passed():
+    values = {"loss": 1.0, "flow": 0.5, "cross_entropy": 2.0, "learning_rate": 1e-4}
+    clock = metrics.Clock(3)
+    assert clock.read(3, 10) == {}
+    clock.add(500)
+    told = clock.read(4, 10)
+    line = metrics.progress_line(4, 10, {**values, **told})
+    assert line.startswith("step  4/10  loss 1.0000  flow 0.5000  ce 2.0000")
+    assert "tokens/s" in line
+    assert "tokens/s" not in metrics.progress_line(4, 10, values)

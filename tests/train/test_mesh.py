@@ -1,0 +1,116 @@
+"""One step on eight devices equals the step on one. Devices are counted once a process, so the
+steps run in a process of their own: this file as a script."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+DEVICES = 8
+MESHES = {
+    "one": {"fsdp": 1},
+    "fsdp 4, tensor 2": {"fsdp": 4, "tensor": 2},
+    "fsdp 2, context 2, tensor 2": {"fsdp": 2, "context": 2, "tensor": 2},
+}
+
+
+def measure(sizes: dict[str, int]) -> dict:
+    """One step of configs/tiny.py on a mesh: figures that must not depend on it."""
+    import jax
+    import numpy as np
+
+    from configs import tiny
+    from inset_jax.core import mesh as meshes
+    from inset_jax.core.config import MeshConfig, edit
+    from inset_jax.data import pack as packing
+    from inset_jax.data.pack import Item
+    from inset_jax.model import inset
+    from inset_jax.train import start, step
+
+    config = edit(
+        tiny.experiment(),
+        data__packs=4,
+        compute__remat="full",
+        optimizer__first_step_zero=False,
+        optimizer__eps=1e-3,
+        mesh=MeshConfig(**sizes),
+    )
+
+    def example(rng):
+        ids = lambda n: rng.integers(0, 500, n).tolist()
+        pixels = rng.integers(0, 256, (28, 42, 3), dtype=np.uint8)
+        latents = lambda: rng.standard_normal((6, config.model.latent_dim)).astype(np.float32)
+        target = Item(
+            "target", size=(2, 3), latent=latents(), noise=latents(), timestep=rng.normal()
+        )
+        words = [Item("text", ids(5)), Item("text", ids(int(rng.integers(1, 9))), loss=True)]
+        return [words[0], Item("vit", image=pixels), words[1], target]
+
+    def pack(number):
+        rng = np.random.default_rng(number)
+        laid = packing.layout([example(rng) for _ in range(1 + number % 2)], config.model)
+        return packing.assemble(laid, config.data.capacity, config.model)
+
+    packs = packing.stack([packing.stack([pack(n) for n in range(config.data.packs)])])
+    devices = jax.devices()[: np.prod(list(sizes.values()))]
+    mesh = meshes.build(config.mesh, devices)
+    definition, _ = inset.abstract(config.model)
+    with jax.set_mesh(mesh):
+        shapes = start.wanted(config, mesh)[0]
+        places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+
+        def begin():
+            params = inset.create(config.model, 0)[1]
+            head = params["latent_out"]["kernel"]  # zeros would hide the gen stream's gradients
+            params["latent_out"]["kernel"] = head + jax.random.normal(jax.random.key(1), head.shape)
+            return step.initial_state(params, config)
+
+        state = jax.jit(begin, out_shardings=places)()
+        advance = jax.jit(step.train_step(definition, config), out_shardings=(places, None))
+        state, report = advance(state, start.place(packs, mesh))
+    kernel = state["params"]["llm"]["layers"]["gen"]["mlp"]["up"]["kernel"]
+    norms = jax.tree.map(lambda x: float(np.linalg.norm(np.asarray(x))), state["params"])
+    return {
+        "losses": [float(x) for x in report.losses],
+        "grad_norm": float(report.grad_norm),
+        "by_example": [np.asarray(x).tolist() for x in report.by_example],
+        "params": jax.tree.leaves(norms),
+        "share": kernel.addressable_shards[0].data.size / kernel.size,
+    }
+
+
+@pytest.fixture(scope="module")
+def measured():
+    root = pathlib.Path(__file__).parents[2]
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    environment = os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(root),
+    }
+    ran = subprocess.run(
+        [sys.executable, __file__], env=environment, cwd=root, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+def test_step_on_a_mesh_equals_the_step_on_one_device(measured, name):
+    one, many = measured["one"], measured[name]
+    for figure in ("losses", "grad_norm", "params"):
+        assert many[figure] == pytest.approx(one[figure], rel=1e-5), figure
+    for ours, theirs in zip(many["by_example"], one["by_example"], strict=True):
+        for row, other in zip(ours[0], theirs[0], strict=True):
+            assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
+    assert one["losses"][1] > 0
+    assert one["losses"][2] > 0
+    sizes = MESHES[name]
+    assert many["share"] == 1 / (sizes["fsdp"] * sizes["tensor"])  # really split
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: measure(sizes) for name, sizes in MESHES.items()}))
