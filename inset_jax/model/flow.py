@@ -32,8 +32,11 @@ def schedule(num_timesteps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
     """
     if num_timesteps < 2:
         raise ValueError(f"num_timesteps={num_timesteps}: at least 2 points make one evaluation")
-    points = np.linspace(1, 0, num_timesteps, dtype=np.float32)
-    points = shifted(points, np.float32(shift))
+    # rounded as torch.linspace rounds: a guidance interval may end exactly on a point
+    steps = num_timesteps - 1
+    count, step = np.arange(num_timesteps), float(np.float32(1) / np.float32(steps))
+    points = np.where(count < num_timesteps // 2, 1 - count * step, (steps - count) * step)
+    points = shifted(points.astype(np.float32), np.float32(shift))
     return points[:-1], points[:-1] - points[1:]
 
 

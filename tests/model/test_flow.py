@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,17 @@ def test_n_points_are_n_minus_one_evaluations_that_end_at_zero():
     t, dt = flow.schedule(8, shift=3.0)
     assert len(t) == len(dt) == 7 and t[0] == 1.0
     np.testing.assert_allclose(t[-1] - dt[-1], 0.0, atol=1e-7)
+
+
+def test_the_points_are_the_reference_s_to_the_last_bit():
+    """A guidance interval may end on a point: then one bit decides whether guidance acts."""
+    stored = np.load(Path(__file__).parents[1] / "golden" / "common" / "tables.npz")
+    found = [name.split("_") for name in stored if name.startswith("schedule_") and name[-1] == "t"]
+    assert len(found) == 8
+    for _, count, shift, kind in found:
+        t, dt = flow.schedule(int(count[1:]), float(shift[5:]))
+        ours = {"t": t, "dt": dt}[kind]
+        np.testing.assert_array_equal(ours, stored[f"schedule_{count}_{shift}_{kind}"])
 
 
 def test_one_point_is_refused():
