@@ -91,6 +91,11 @@ class ModelConfig:
     null_token: bool = False  # a learned token stands for a dropped modality, instead of absence
 
     @property
+    def patch_side(self) -> int:
+        """Patches a side that both tables of a ViT image have; places are row * this + column."""
+        return min(self.vit.side, self.connector_side)
+
+    @property
     def latent_dim(self) -> int:
         """Numbers in one latent token, ordered (row, column, channel)."""
         return self.latents.patch**2 * self.vae.latent_channels

@@ -94,7 +94,7 @@ def item_size(item: Item, config: ModelConfig) -> tuple[int, int]:
 
 def _image_tokens(item: Item, config: ModelConfig, name: str) -> int:
     """Returns an image's tokens; refuses one that its position table has no place for."""
-    side = config.vit.side if item.kind == "vit" else config.latents.max_side
+    side = config.patch_side if item.kind == "vit" else config.latents.max_side
     try:
         rows, columns = item_size(item, config)
         if item.place is None and max(rows, columns) > side:
@@ -231,7 +231,7 @@ def layout(
         flow_index=np.flatnonzero(inner & (kind == _TARGET)).astype(np.int32),
         timestep=rows.timestep[number][is_latent],
         place=place_of(gen_items, config.latents.max_side),
-        vit_place=place_of(vit_items, config.vit.side),
+        vit_place=place_of(vit_items, config.patch_side),
         vit_items=vit_items,
         gen_items=gen_items,
         vit_length=rows.length[is_vit_row] - 2,

@@ -93,7 +93,7 @@ def replay_vae(golden: Golden):
 
 def replay_vit(golden: Golden):
     stored, ref = golden.arrays, reference(golden.folder)
-    patch, side = ref.config.vit.patch, ref.config.vit.side
+    patch, side = ref.config.vit.patch, ref.config.patch_side
     count = sum(bool(re.fullmatch(r"image\d+", name)) for name in stored)
     pixels = [stored[f"image{n}"].transpose(1, 2, 0) for n in range(count)]
     grids = [(p.shape[0] // patch, p.shape[1] // patch) for p in pixels]

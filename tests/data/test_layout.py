@@ -139,3 +139,9 @@ def test_what_cannot_be_laid_out_names_the_example():
     odd = Item("vit", image=np.zeros((14, 15, 3), np.uint8))
     with pytest.raises(ValueError, match="15x14 pixels: sides must be multiples of 14"):
         layout([[odd]], CONFIG)
+
+
+def test_places_of_patches_count_in_the_smaller_of_their_two_tables():
+    """BAGEL counts in vit_max_num_patch_per_side whatever the learned table has."""
+    laid = layout([[Item("vit", size=(2, 2))]], edit(CONFIG, connector_side=6))
+    assert laid.vit_place.tolist() == [0, 1, 6, 7]
