@@ -43,6 +43,13 @@ class Result(NamedTuple):
     found: str = ""  # why it failed, where a number does not say it
 
 
+class Arrays(dict):
+    """The arrays of a file by name; one that is missing is the file's fault."""
+
+    def __missing__(self, name: str):
+        raise ValueError(f"the file has no array {name!r}")
+
+
 class Golden(NamedTuple):
     """One golden file and where it lies."""
 
@@ -107,7 +114,7 @@ def load(path: Path) -> Golden:
     try:
         if path.suffix == ".npz":
             with np.load(path) as archive:
-                return Golden(path, {name: archive[name] for name in archive.files})
+                return Golden(path, Arrays((name, archive[name]) for name in archive.files))
         return Golden(path, json.loads(path.read_text()))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
@@ -145,10 +152,21 @@ def files(folder: Path) -> list[Path]:
 
 
 def run(folder: Path) -> Iterator[Result]:
-    """Replays every golden file below a folder and yields a line for each compared array."""
+    """Replays every golden file below a folder and yields a line for each compared array.
+
+    A file that cannot be replayed (it lacks an input, or the file with its inputs is not there) is
+    one failure; the others are replayed all the same.
+    """
     for path in files(folder):
-        golden, ours = replay(load(path))
-        yield from check(golden, ours)
+        file = str(path.relative_to(folder))
+        golden = load(path)
+        try:
+            golden, ours = replay(golden)
+        except ValueError as error:
+            yield Result(file, "*", (), np.inf, 0.0, False, f"not replayed: {error}")
+            continue
+        for result in check(golden, ours):
+            yield result._replace(file=file)
 
 
 def line(result: Result) -> str:
@@ -156,10 +174,10 @@ def line(result: Result) -> str:
     verdict = "ok" if result.passed else f"FAIL {result.found}".rstrip()
     shape = "x".join(map(str, result.shape)) or "scalar"
     name = f"{result.file}:{result.array}"
-    return f"{name:88} {shape:>16} {result.error:10.2e} {result.bar:8.0e}  {verdict}"
+    return f"{name:96} {shape:>16} {result.error:10.2e} {result.bar:8.0e}  {verdict}"
 
 
-HEADER = f"{'array':88} {'shape':>16} {'error':>10} {'bar':>8}  verdict"
+HEADER = f"{'array':96} {'shape':>16} {'error':>10} {'bar':>8}  verdict"
 
 
 def summary(results: Iterable[Result]) -> str:
@@ -167,9 +185,9 @@ def summary(results: Iterable[Result]) -> str:
     by_file: dict[str, list[Result]] = {}
     for result in results:
         by_file.setdefault(result.file, []).append(result)
-    lines = [f"{'file':20} {'arrays':>7} {'worst':>10} {'failed':>7}"]
+    lines = [f"{'file':28} {'arrays':>7} {'worst':>10} {'failed':>7}"]
     for file, group in by_file.items():
         worst = max((r.error for r in group if r.bar == table.FORWARD_BAR), default=0.0)
         failed = sum(not r.passed for r in group)
-        lines.append(f"{file:20} {len(group):7} {worst:10.2e} {failed:7}")
+        lines.append(f"{file:28} {len(group):7} {worst:10.2e} {failed:7}")
     return "\n".join(lines)

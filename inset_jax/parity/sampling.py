@@ -24,18 +24,25 @@ def sampler_of(ref: Reference) -> Sampler:
 
 
 def items_of(name: str, stored, sampler: Sampler) -> tuple[Item, ...]:
-    """A stored context as items; an image has a clean VAE copy where its noise is stored."""
+    """A stored context as items; an image has a clean VAE copy where its noise is stored.
+
+    Raises:
+      ValueError: more noises are stored than there are images to encode.
+    """
     items, encoded = [], 0
+    prefix = f"{name}/vae_posterior_noise"
     for entry in json.loads(stored[f"{name}/items_json"].tobytes()):
         if entry["type"] == "text":
             items.append(Item("text", ids=entry["ids"]))
-            continue
-        noise = stored.get(f"{name}/vae_posterior_noise{encoded}")
-        if noise is not None:
+        if "vae" in entry and f"{prefix}{encoded}" in stored:
             pixels = stored[entry["vae"]].transpose(1, 2, 0)
-            items.append(trace.clean_item(sampler, pixels, noise[0].transpose(1, 2, 0)))
+            noise = stored[f"{prefix}{encoded}"][0].transpose(1, 2, 0)
+            items.append(trace.clean_item(sampler, pixels, noise))
             encoded += 1
-        items.append(Item("vit", image=stored[entry["vit"]].transpose(1, 2, 0)))
+        if "vit" in entry:
+            items.append(Item("vit", image=stored[entry["vit"]].transpose(1, 2, 0)))
+    if encoded < (noises := sum(other.startswith(prefix) for other in stored)):
+        raise ValueError(f"{prefix}*: {noises} noises, but {encoded} images to encode with them")
     return tuple(items)
 
 
@@ -71,20 +78,24 @@ def _caches(name: str, request: Request, sampler: Sampler) -> dict[str, np.ndarr
     }
     filled = {context: items for context, items in contexts.items() if items}
     kept = dict(zip(filled, trace.kept(sampler, list(filled.values())), strict=True))
+    llm = sampler.config.llm
+    nothing = np.zeros((llm.layers, 0, llm.kv_heads, llm.head_dim), np.float32)
     ours = {}
     for context, items in contexts.items():
         tokens = len(layout([list(items)], sampler.config).stream)
         ours[f"{name}/{context}/kv_len"] = np.asarray([tokens])
         ours[f"{name}/{context}/rope"] = np.asarray([next_position(items, sampler)])
-        if context in kept:
-            ours[f"{name}/{context}/k"], ours[f"{name}/{context}/v"] = kept[context]
+        key, value = kept.get(context, (nothing, nothing))
+        ours |= {f"{name}/{context}/k": key, f"{name}/{context}/v": value}
     return ours
 
 
 def _case(case: str, settings: dict, request: Request, sampler: Sampler) -> dict[str, np.ndarray]:
+    low, high = settings["cfg_interval"]
+    acts = low < high  # the reference takes an empty interval, in which guidance never acts
     sample = SampleConfig(
-        guidance="bagel",
-        interval=tuple(settings["cfg_interval"]),
+        guidance="bagel" if acts else "none",
+        interval=(low, high) if acts else (0.0, 1.0),
         renorm=settings["cfg_renorm_type"],
         renorm_min=settings["cfg_renorm_min"],
         num_timesteps=settings["num_timesteps"],
@@ -92,7 +103,7 @@ def _case(case: str, settings: dict, request: Request, sampler: Sampler) -> dict
     )
     scales = (settings["cfg_text_scale"], settings["cfg_img_scale"])
     drawn = trace.draw(sampler, request._replace(scales=scales), sample)
-    acts = np.asarray([guidance.acts_at(sample, t) for t in drawn.t])
+    acts = np.asarray([acts and guidance.acts_at(sample, t) for t in drawn.t])
     return {
         f"{case}/x_t": drawn.state,
         f"{case}/v_t": drawn.velocity,

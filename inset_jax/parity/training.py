@@ -187,7 +187,9 @@ def experiment(folder: Path, batch: Batch, ref: Reference) -> Config:
 
 
 def timestep_shift(folder: Path) -> float:
-    return json.loads((folder / "ckpt" / "config.json").read_text())["timestep_shift"]
+    """The shift of training, 1 where the checkpoint's folder does not say."""
+    path = folder / "ckpt" / "config.json"
+    return json.loads(path.read_text()).get("timestep_shift", 1.0) if path.is_file() else 1.0
 
 
 def by_source(tree: dict) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Every golden array passes, and every compared one can fail."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,71 @@ def test_changed_inputs_change_what_is_computed(tmp_path, capsys):
     _, ours = report.replay(golden._replace(arrays=arrays))
     failed = {r.array for r in report.check(golden, ours) if not r.passed}
     assert {"packed_vit_tokens", "hidden_layers", "connector"} <= failed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A golden folder with the small checkpoint and nothing else."""
+    (tmp_path / "ckpt").symlink_to(GOLDEN / "tiny_a" / "ckpt")
+    return tmp_path
+
+
+def copied(name: str, folder: Path, **changes) -> None:
+    arrays = {**report.load(GOLDEN / "tiny_a" / name).arrays, **changes}
+    np.savez(folder / name, **{k: v for k, v in arrays.items() if v is not None})
+
+
+def test_a_file_that_cannot_be_replayed_is_one_failure_and_the_others_go_on(folder):
+    copied("vit.npz", folder)
+    copied("vae.npz", folder, image=None)
+    copied("text_gen.npz", folder)
+    results = list(report.run(folder))
+    failed = {r.file: r.found for r in results if not r.passed}
+    assert len([r for r in results if r.passed]) == 10 and set(failed) == {
+        "vae.npz",
+        "text_gen.npz",
+    }
+    assert "no array 'image'" in failed["vae.npz"]
+    assert "generate.npz" in failed["text_gen.npz"]
+
+
+def test_lines_say_which_of_several_models_they_are_of(folder):
+    model = folder / "one"
+    model.mkdir()
+    (model / "ckpt").symlink_to(GOLDEN / "tiny_a" / "ckpt")
+    copied("vit.npz", model)
+    assert {r.file for r in report.run(folder)} == {"one/vit.npz"}
+
+
+def test_contexts_may_be_empty_named_freely_and_end_with_an_image(folder):
+    """A text alone has nothing left without it; guidance without a last text changes nothing."""
+    stored = report.load(GOLDEN / "tiny_a" / "generate.npz").arrays
+    words = lambda value: np.frombuffer(json.dumps(value).encode(), np.uint8)
+    items = json.loads(stored["ctx/items_json"].tobytes())
+    case = {**json.loads(stored["cases_json"].tobytes())["both_global"], "num_timesteps": 3}
+    arrays = {
+        **{name: value for name, value in stored.items() if name.count("/") == 0},
+        "ctx/item1_vit": stored["ctx/item1_vit"],
+        "only-text.1/items_json": words(items[:1]),
+        "end/items_json": words(items[:2]),
+        "cases_json": words(
+            {
+                "guided": {**case, "ctx": "end", "cfg_img_scale": 1.0},
+                "off": {**case, "ctx": "end", "cfg_interval": [1.0, 1.0]},
+            }
+        ),
+    }
+    _, ours = report.replay(report.Golden(GOLDEN / "tiny_a" / "generate.npz", arrays))
+    assert ours["only-text.1/cfg_text/k"].shape == (2, 0, 2, 16)
+    assert ours["only-text.1/cfg_text/rope"] == [0]
+    assert all(table.role_of("generate.npz", name) for name in [*arrays, *ours])
+    np.testing.assert_array_equal(ours["end/cfg_text/k"], ours["end/gen/k"])
+    np.testing.assert_allclose(ours["guided/v_t"], ours["off/v_t"], rtol=1e-4, atol=1e-5)
+    assert ours["off/cfg_text_scale_used"].tolist() == [1.0, 1.0]
+
+
+def test_a_noise_that_no_image_takes_is_named():
+    golden = report.load(GOLDEN / "tiny_a" / "generate.npz")
+    more = {**golden.arrays, "stock/vae_posterior_noise1": golden.arrays["init_noise"]}
+    with pytest.raises(ValueError, match="2 noises, but 1 images"):
+        report.replay(golden._replace(arrays=more))

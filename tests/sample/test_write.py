@@ -51,6 +51,9 @@ def test_writing_stops_at_the_end_token(sampler, monkeypatch):
     seen = []
     written = sampler.write(CONTEXTS[1:2], 8, watch=lambda word: seen.append(word.index))
     assert written == [([4, 4], True)] and seen == [0, 1, 2]
+    watch = lambda word: seen.append(word.index)
+    again = sampler.write(CONTEXTS[1:2], 5, watch=watch, to_the_limit=True)
+    assert again == written and seen == [0, 1, 2, 0, 1, 2, 3, 4]
 
 
 def test_what_cannot_be_written_is_refused(sampler):
