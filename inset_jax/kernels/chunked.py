@@ -108,7 +108,9 @@ def _forward_block(block: Blocks, keys: Keys, scale: float):
         at = jax.tree.map(lambda x: x[block.column[i]], keys)
         score_NRS = scale * _dot("nrd,nsd->nrs", block.query, at.key)
         if masked:
-            score_NRS = jnp.where(_sees(block, at).T, score_NRS, MASKED)
+            row_R1 = block.row[:, None]
+            seen_RS = (at.low <= row_R1) & (row_R1 < at.high)
+            score_NRS = jnp.where(seen_RS, score_NRS, MASKED)
         new_peak = jnp.maximum(peak, score_NRS.max(-1))
         fade = jnp.exp(peak - new_peak)
         weight_NRS = jnp.exp(score_NRS - new_peak[..., None])
@@ -144,7 +146,8 @@ def _backward_block(carry, per_block, keys: Keys, scale: float):
         at = jax.tree.map(lambda x: x[column], keys)
         score_NSR = scale * _dot("nsd,nrd->nsr", at.key, block.query)
         if masked:
-            score_NSR = jnp.where(_sees(block, at), score_NSR, MASKED)
+            seen_SR = (at.low[:, None] <= block.row) & (block.row < at.high[:, None])
+            score_NSR = jnp.where(seen_SR, score_NSR, MASKED)
         weight_NSR = jnp.exp(score_NSR - lse_NR[:, None])
         pull_NSR = _dot("nsd,nrd->nsr", at.value, grad_NRD) - shift_NR[:, None]
         slope_NSR = (scale * weight_NSR * pull_NSR).astype(block.query.dtype)
@@ -163,11 +166,6 @@ def _over_tiles(tile, block: Blocks, carry):
     """Runs `tile(i, carry, masked)` over the seen blocks of keys: whole ones, then the others."""
     carry = lax.fori_loop(0, block.whole, functools.partial(tile, masked=False), carry)
     return lax.fori_loop(block.whole, block.seen, functools.partial(tile, masked=True), carry)
-
-
-def _sees(block: Blocks, keys: Keys) -> jax.Array:
-    """Returns bool [S, R], which rows of the block see which keys."""
-    return (keys.low[:, None] <= block.row) & (block.row < keys.high[:, None])
 
 
 def _dot(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:

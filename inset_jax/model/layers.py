@@ -6,6 +6,7 @@ Parameters are float32; matrix work happens in the dtype of the activations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,6 +29,21 @@ def parameter(
     return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), logical=tuple(logical))
 
 
+def by_rows(call: Callable) -> Callable:
+    """Lets a method written for [rows, in] -> [rows, out] take any dimensions in front of `in`.
+
+    Gradients of parameters then are sums over one dimension, which XLA does in place. Over several,
+    it first writes a transposed copy of x: on CPU that takes as long as the product itself.
+    """
+
+    @functools.wraps(call)
+    def flat(self, x: jax.Array) -> jax.Array:
+        y = call(self, x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    return flat
+
+
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias), kernel [in, out]."""
 
@@ -35,6 +51,7 @@ class Linear(nnx.Module):
         self.kernel = parameter(rngs, shape, logical, init)
         self.bias = parameter(rngs, shape[-1:], logical[-1:], zeros) if bias else None
 
+    @by_rows
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
@@ -47,6 +64,7 @@ class RmsNorm(nnx.Module):
         self.scale = parameter(rngs, (dim,), (logical,), ones)
         self.eps = eps
 
+    @by_rows
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
@@ -61,6 +79,7 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(rngs, (dim,), (logical,), zeros)
         self.eps = eps
 
+    @by_rows
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, -1, keepdims=True)
