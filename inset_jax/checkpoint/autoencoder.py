@@ -40,7 +40,7 @@ def save(
     Raises:
       ValueError: the parameters are not the config's, or overflow the dtype.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     from inset_jax.model import vae
 
@@ -54,7 +54,8 @@ def save(
     tensors = {}
     for path, leaf in leaves.items():
         (link,) = names.from_path(f"vae/{path}", np.shape(leaf))
-        tensor = np.ascontiguousarray(names.to_source(link, np.asarray(leaf)).astype(kind))
+        with np.errstate(over="ignore"):  # found out below
+            tensor = np.ascontiguousarray(names.to_source(link, np.asarray(leaf)).astype(kind))
         if not np.isfinite(tensor.astype(np.float32)).all():
             raise ValueError(f"{link.source} is not finite as {dtype}")
         tensors[link.source] = tensor
@@ -62,7 +63,8 @@ def save(
     file = pathlib.Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(file.name + ".part")
-    save_file(tensors, beside, metadata={"format": "pt", **texts})
+    # safetensors' own writer makes files that only their owner can read
+    beside.write_bytes(to_bytes(tensors, metadata={"format": "pt", **texts}))
     os.replace(beside, file)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from inset_jax.core.checks import check
-from inset_jax.core.config import Config, MeshConfig, edit
+from inset_jax.core.checks import check, check_autoencoder
+from inset_jax.core.config import AutoencoderConfig, Config, MeshConfig, edit
 
 
 def refusal(**changes) -> str:
@@ -76,3 +76,21 @@ def test_contradiction_says_what_to_do(changes, message):
 def test_all_contradictions_are_reported():
     message = refusal(data__vae_size__max_side=2048, mesh=MeshConfig(fsdp=4))
     assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__side": 100}, "data.side=100 is not a multiple of 8"),
+        ({"optimizer__accumulation": 2}, "leave it at 1 and set data.batch"),
+        ({"loss__reconstruction": "ssim"}, "found 'ssim', expected one of l1, l2"),
+        ({"run__file_dtype": "int8"}, "config.run.file_dtype: found 'int8'"),
+        ({"data__shrink": 0.5}, "config.data.shrink: found 0.5, expected at least 1"),
+        ({"optimizer__schedule": "cosine", "run__steps": 10}, "leaves nothing of run.steps=10"),
+    ],
+)
+def test_contradiction_of_an_autoencoder_says_what_to_do(changes, message):
+    check_autoencoder(AutoencoderConfig())
+    with pytest.raises(ValueError) as caught:
+        check_autoencoder(edit(AutoencoderConfig(), **changes))
+    assert message in str(caught.value)
