@@ -166,7 +166,7 @@ def main():
         split = "validation" if group[i] in held_out else "train"
         objects.append({"name": name, "noun": noun, "group": names[group[i]], "split": split})
     args.out.mkdir(parents=True, exist_ok=True)
-    atlas.save(args.out / "objects.webp", lossless=True, method=4, quality=90, exact=True)
+    atlas.save(args.out / "objects.webp", lossless=True, method=6, quality=100)
     lines = ",\n".join(json.dumps(row) for row in objects)
     (args.out / "objects.json").write_text(f"[\n{lines}\n]\n")
     (args.out / "grounds").mkdir(exist_ok=True)
