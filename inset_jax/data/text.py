@@ -28,6 +28,11 @@ class Tokenizer:
         """Wraps a `tokenizers.Tokenizer`."""
         self.inner = inner
         inner.encode_special_tokens = True  # typed-in special tokens are text
+        inner.no_truncation()  # a file may ask for either: ids would be lost or made up
+        inner.no_padding()
+
+    def __reduce__(self):  # the inner one forgets, when it is pickled, that special tokens are text
+        return Tokenizer, (self.inner,)
 
     @property
     def size(self) -> int:

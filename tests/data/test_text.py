@@ -1,4 +1,5 @@
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_a_saved_tokenizer_is_the_same(small, tmp_path):
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         again = load(path, OWN, 300)
         assert again.encode("A <|im_end|> cat") == small.encode("A <|im_end|> cat")
+
+
+def test_a_worker_process_has_the_same_tokenizer(small):
+    text = "A <|im_end|> cat"
+    assert pickle.loads(pickle.dumps(small)).encode(text) == small.encode(text)
+
+
+def test_a_file_that_truncates_and_pads_changes_nothing(small, tmp_path):
+    altered = pickle.loads(pickle.dumps(small))
+    altered.inner.enable_truncation(4)
+    altered.inner.enable_padding(length=6)
+    altered.save(tmp_path)
+    for text in ("A", "A cat sits on a bench by a red cube"):
+        assert load(tmp_path).encode(text) == small.encode(text)
 
 
 def test_a_tokenizer_of_another_model_is_refused(small, tmp_path):
