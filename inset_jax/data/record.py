@@ -83,7 +83,8 @@ def check(example: Example) -> None:
         raise ValueError("an example without an id")
     if not example.segments:
         raise ValueError(f"{example.id}: no segments")
-    for number, segment in enumerate(example.segments):
+    kinds = [segment.kind for segment in example.segments]
+    for number, (before, segment) in enumerate(zip(["", *kinds], example.segments)):
         where = f"{example.id}: segment {number} ({segment.kind})"
         if segment.kind not in SEGMENT_KINDS:
             raise ValueError(f"{where}: expected one of {', '.join(SEGMENT_KINDS)}")
@@ -97,6 +98,10 @@ def check(example: Example) -> None:
             raise ValueError(f"{where}: an image needs its bytes and size, found {size}")
         elif segment.text or segment.loss or segment.draws:
             raise ValueError(f"{where}: text, loss and draws belong to texts")
+        elif not segment.opens and before != segment.kind:
+            raise ValueError(
+                f"{where}: continues the segment before it, which is {before or 'none'}"
+            )
 
 
 def to_features(example: Example) -> dict:

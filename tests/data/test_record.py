@@ -7,6 +7,7 @@ import pytest
 from inset_jax.data.record import Example, Segment, open_records, write_records
 
 IMAGE, OTHER = b"\x89PNG\0\xff" * 200, b"\0JPEG"
+FRAME = Segment("target", image=IMAGE, width=3, height=4, opens=False)
 MOMENTS = np.arange(2 * 2 * 3 * 4, dtype=np.float16).reshape(2, 2, 3, 4)
 
 
@@ -93,6 +94,11 @@ def test_nothing_is_written_over_or_by_halves(folder, tmp_path):
         (dict(segments=(Segment("vit", image=IMAGE),)), "1200 bytes, 0x0"),
         (dict(segments=(Segment("vit", image=IMAGE, width=1, height=1, loss=True),)), "to texts"),
         (dict(segments=(Segment("text", text="a", opens=False),)), "continues nothing"),
+        (dict(segments=(FRAME,)), "continues the segment before it, which is none"),
+        (
+            dict(segments=(dataclasses.replace(FRAME, kind="vae", opens=True), FRAME)),
+            r"segment 1 \(target\): continues the segment before it, which is vae",
+        ),
     ],
 )
 def test_what_breaks_the_schema_is_refused(tmp_path, change, words):
