@@ -92,8 +92,8 @@ class ModelConfig:
 
     @property
     def patch_side(self) -> int:
-        """Patches a side that both tables of a ViT image have; places are row * this + column."""
-        return min(self.vit.side, self.connector_side)
+        """Places of ViT patches are row * this + column in both tables, as BAGEL counts."""
+        return self.connector_side
 
     @property
     def latent_dim(self) -> int:
@@ -112,7 +112,7 @@ class ComputeConfig:
 
     dtype: str = "bfloat16"  # of activations and matrix work; parameters stay float32
     attention: str = "auto"  # "reference", "chunked", or "auto": the best one that fits
-    remat: str = "full"  # a name in model.decoder.REMAT: "none", "dots", "full"
+    remat: str = "full"  # a name in model.decoder.REMAT: "none", "dots", "attention", "full"
     cross_entropy_chunk: int = 2048  # tokens whose logits exist at once
 
 
@@ -172,7 +172,7 @@ class DataConfig:
     max_example_tokens: int = 16384
     posterior: str = "sample"  # "sample" or "mean" of the VAE's posterior
     workers: int = 0  # Grain worker processes; 0 reads in the main process
-    prefetch: int = 2  # packs held ready
+    prefetch: int = 2  # batches held ready (by each worker process)
     on_bad_record: str = "stop"  # "stop" or "replace"
 
 
@@ -316,7 +316,8 @@ class AutoencoderConfig:
 def edit(config, **changes):
     """Returns a copy of a (nested) dataclass with fields replaced.
 
-    A double underscore descends: `edit(config, model__llm__layers=2)`.
+    A double underscore descends: `edit(config, model__llm__layers=2)`; into a group that is itself
+    replaced, after that.
 
     Raises:
       AttributeError: a path names no field; the message lists the fields that exist.
@@ -333,5 +334,5 @@ def edit(config, **changes):
         else:
             flat[head] = value
     for head, inner in nested.items():
-        flat[head] = edit(getattr(config, head), **inner)
+        flat[head] = edit(flat.get(head, getattr(config, head)), **inner)
     return dataclasses.replace(config, **flat)

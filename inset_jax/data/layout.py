@@ -97,8 +97,15 @@ def _image_tokens(item: Item, config: ModelConfig, name: str) -> int:
     side = config.patch_side if item.kind == "vit" else config.latents.max_side
     try:
         rows, columns = item_size(item, config)
-        if item.place is None and max(rows, columns) > side:
+        if item.place is not None:
+            return rows * columns
+        if max(rows, columns) > side:
             images.place_ids(rows, columns, side)  # raises, with the reason
+        if item.kind == "vit" and (rows - 1) * side + columns > config.vit.side**2:
+            raise ValueError(
+                f"an image of {rows}x{columns} (rows x columns) patches, counted in rows of "
+                f"model.connector_side={side}, does not fit model.vit.side={config.vit.side}"
+            )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return rows * columns

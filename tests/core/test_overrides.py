@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from inset_jax.core import overrides
-from inset_jax.core.config import Config, edit
+from inset_jax.core.config import Config, DataConfig, edit
 
 FILE = """
 from inset_jax.core.config import Config
@@ -41,6 +41,11 @@ def test_config_survives_config_dict_and_json():
     config = edit(Config(), data__train=("a", "b"), sample__interval=(0.25, 1.0))
     assert overrides.from_config_dict(overrides.to_config_dict(config)) == config
     assert overrides.from_dict(json.loads(json.dumps(overrides.to_dict(config)))) == config
+
+
+def test_an_edit_inside_a_group_that_is_replaced_starts_from_the_new_group():
+    config = edit(Config(), data=DataConfig(packs=3), data__workers=2)
+    assert (config.data.packs, config.data.workers) == (3, 2)
 
 
 def test_field_absent_from_an_older_file_takes_its_default():

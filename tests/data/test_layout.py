@@ -141,7 +141,12 @@ def test_what_cannot_be_laid_out_names_the_example():
         layout([[odd]], CONFIG)
 
 
-def test_places_of_patches_count_in_the_smaller_of_their_two_tables():
+@pytest.mark.parametrize("side", [6, 20])
+def test_places_of_patches_count_in_rows_of_the_connectors_table(side):
     """BAGEL counts in vit_max_num_patch_per_side whatever the learned table has."""
-    laid = layout([[Item("vit", size=(2, 2))]], edit(CONFIG, connector_side=6))
-    assert laid.vit_place.tolist() == [0, 1, 6, 7]
+    config = edit(CONFIG, connector_side=side)
+    laid = layout([[Item("vit", size=(2, 2))]], config)
+    assert laid.vit_place.tolist() == [0, 1, side, side + 1]
+    if side > CONFIG.vit.side:
+        with pytest.raises(ValueError, match=r"example 0: .* 13x17 .* fit model\.vit\.side"):
+            layout([[Item("vit", size=(13, 17))]], config)
