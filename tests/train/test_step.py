@@ -1,6 +1,7 @@
-"""One step: normalisation over the whole batch, absent losses, frozen parts, bad numbers."""
+"""One step: normalisation over the whole batch, absent losses, frozen parts, bad numbers.
 
-import pathlib
+That four steps equal those of the reference trainer is tested in tests/parity (train_steps.npz).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,7 @@ import pytest
 
 from inset_jax.core.config import edit
 from inset_jax.model import inset
-from inset_jax.parity import training
-from inset_jax.parity.report import load
 from inset_jax.train import optim, step
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "tiny_a"
 
 
 @pytest.fixture(scope="module")
@@ -143,15 +140,3 @@ def test_every_array_of_the_state_has_logical_names(config):
     ranks = jax.tree.map(lambda leaf: leaf.ndim, shapes)
     named = jax.tree.map(len, step.state_logical(config), is_leaf=is_names)
     assert named == ranks
-
-
-def test_four_steps_equal_the_reference_trainer():
-    golden, ours = training.replay_steps(load(GOLDEN / "train_steps.npz"))
-    compared = 0
-    for name, value in golden.arrays.items():
-        if name == "noise" or (name.endswith("k_proj.bias") and "vit_model" in name):
-            continue  # an input; rounding noise that Adam blows up (README of the golden arrays)
-        error = np.linalg.norm(ours[name] - value) / np.linalg.norm(value)
-        assert error < 1e-4, (name, error)
-        compared += 1
-    assert compared > 130
