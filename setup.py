@@ -46,6 +46,7 @@ setup(
         "console_scripts": [
             "inset-train=inset_jax.train.__main__:main",
             "inset-generate=inset_jax.generate:main",
+            "inset-convert=inset_jax.convert:main",
         ]
     },
 )

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "engine": {"core", "data"},
     "evaluate": {"core", "data", "sample"},
     "generate": {"core", "data", "model", "checkpoint", "sample"},
-    # replays a reference run through all rooms; nothing imports it
+    "convert": {"core", "checkpoint", "parity"},
+    # replays a reference run through all rooms; the convert command alone imports it
     "parity": {"core", "kernels", "data", "model", "checkpoint", "train", "sample"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow", "transformers"}

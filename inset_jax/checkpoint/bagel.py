@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from inset_jax.checkpoint import unfinished
 from inset_jax.core.config import (
     LatentConfig,
     LlmConfig,
@@ -67,7 +68,12 @@ FIXED: dict[str, dict[str, Any]] = {
 
 
 def is_bagel(folder: str | pathlib.Path) -> bool:
-    """Whether a folder looks like BAGEL's: it has the language model's config and no steps."""
+    """Whether a folder looks like BAGEL's: it has the language model's config and no steps.
+
+    Raises:
+      ValueError: a conversion into the folder has not come to its end.
+    """
+    unfinished.refuse(folder)
     folder = pathlib.Path(folder)
     if (folder / "llm_config.json").is_file():
         return True
@@ -81,24 +87,19 @@ def config_from_bagel(folder: str | pathlib.Path) -> ModelConfig:
       ValueError: a file or key is missing or of the wrong type, or asks for what BAGEL's code
         never does (another activation, rotary scaling).
     """
+    unfinished.refuse(folder)
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    main = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+    main = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     llm, vit = _part(folder, "llm_config", main), _part(folder, "vit_config", main)
-    files = {"config.json": main, "llm_config.json": llm, "vit_config.json": vit}
-    for name, expected in FIXED.items():
-        for key, value in expected.items():
-            if files[name].get(key, value) != value:
-                raise ValueError(
-                    f"{folder / name}: {key} is {files[name][key]!r}; only {value!r} is supported"
-                )
+    _check_fixed("config.json", main, folder / "config.json")
     vae = main.get("vae_config") or {}
     llm_where, vit_where = folder / "llm_config.json", folder / "vit_config.json"
     where = folder / "config.json"
     return ModelConfig(
-        llm=_llm(llm, llm_where),
-        vit=_vit(vit, vit_where),
+        llm=to_llm_config(llm, llm_where),
+        vit=to_vit_config(vit, vit_where),
         vae=to_vae_config(vae, where) if vae else VaeConfig(),
         latents=LatentConfig(
             patch=_number(main, "latent_patch_size", where, default=LatentConfig.patch),
@@ -117,12 +118,13 @@ def tokens_from_folder(folder: str | pathlib.Path, vocab_size: int) -> TokenConf
     A folder without either gets Qwen2.5's ids.
 
     Raises:
-      ValueError: the files name some of the tokens but not all, or an id is outside the vocabulary.
+      ValueError: the files name some of the tokens but not all, or contradict one another, or an
+        id is outside the vocabulary.
     """
     folder = pathlib.Path(folder)
     path, ids = folder / "special_tokens.json", {}
     if path.is_file():
-        values = _read(path)
+        values = read_json(path)
         ids = {field: _number(values, key, path) for field, (key, _) in TOKEN_KEYS.items()}
     else:
         for path, known in _tokenizer_ids(folder):
@@ -134,6 +136,13 @@ def tokens_from_folder(folder: str | pathlib.Path, vocab_size: int) -> TokenConf
             ids = {field: known[text] for field, (_, text) in TOKEN_KEYS.items()}
             break
     tokens = TokenConfig(**ids)
+    for other, known in _tokenizer_ids(folder):
+        for field, (_, text) in TOKEN_KEYS.items():
+            if known.get(text, getattr(tokens, field)) != getattr(tokens, field):
+                raise ValueError(
+                    f"{other}: {text} is {known[text]}, but {path.name} says "
+                    f"{getattr(tokens, field)}: the tokenizer is not this model's"
+                )
     for field, (_, text) in TOKEN_KEYS.items():
         if not 0 <= getattr(tokens, field) < vocab_size:
             source = path if ids else "Qwen2.5's default (the folder names no special tokens)"
@@ -224,7 +233,13 @@ def to_vae_config(values: Mapping[str, Any], where: pathlib.Path) -> VaeConfig:
     return VaeConfig(**found, multipliers=tuple(multipliers))
 
 
-def _llm(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:
+def to_llm_config(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:
+    """Reads the language model's sizes from Qwen2's keys; `where` is the file, for messages.
+
+    Raises:
+      ValueError: a key is missing, of the wrong type, or asks for what is not done here.
+    """
+    _check_fixed("llm_config.json", values, where)
     defaults = {"rope_theta": LlmConfig.rope_theta, "norm_eps": LlmConfig.norm_eps}
     found = {
         field: _number(values, key, where, defaults.get(field)) for field, key in LLM_KEYS.items()
@@ -237,7 +252,13 @@ def _llm(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:
     return LlmConfig(**found, head_dim=found["model_dim"] // found["query_heads"])
 
 
-def _vit(values: Mapping[str, Any], where: pathlib.Path) -> VitConfig:
+def to_vit_config(values: Mapping[str, Any], where: pathlib.Path) -> VitConfig:
+    """Reads the ViT's sizes from SigLIP's keys; its last layer is stored and never runs.
+
+    Raises:
+      ValueError: a key is missing, of the wrong type, or asks for what is not done here.
+    """
+    _check_fixed("vit_config.json", values, where)
     found = {field: _number(values, key, where) for field, key in VIT_KEYS.items()}
     layers = _number(values, "num_hidden_layers", where) - UNUSED_VIT_LAYERS
     pixels = _number(values, "image_size", where)
@@ -251,27 +272,33 @@ def _vit(values: Mapping[str, Any], where: pathlib.Path) -> VitConfig:
     return VitConfig(**found, layers=layers, side=pixels // found["patch"], norm_eps=eps)
 
 
+def _check_fixed(name: str, values: Mapping[str, Any], where: pathlib.Path) -> None:
+    for key, value in FIXED[name].items():
+        if values.get(key, value) != value:
+            raise ValueError(f"{where}: {key} is {values[key]!r}; only {value!r} is supported")
+
+
 def _tokenizer_ids(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, dict[str, int]]]:
     """Yields each tokenizer file of the folder with the ids it states, best first."""
     path = folder / "tokenizer.json"
     if path.is_file():
-        values = _read(path)
+        values = read_json(path)
         added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
         yield path, {**(values.get("model", {}).get("vocab") or {}), **added}
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        decoder = _read(path).get("added_tokens_decoder") or {}
+        decoder = read_json(path).get("added_tokens_decoder") or {}
         yield path, {token["content"]: int(number) for number, token in decoder.items()}
     path = folder / "added_tokens.json"
     if path.is_file():
-        yield path, _read(path)
+        yield path, read_json(path)
 
 
 def _part(folder: pathlib.Path, name: str, main: Mapping[str, Any]) -> dict[str, Any]:
     """Reads `<name>.json`, or the group of that name inside config.json."""
     path = folder / f"{name}.json"
     if path.is_file():
-        return _read(path)
+        return read_json(path)
     if isinstance(main.get(name), dict):
         return main[name]
     raise ValueError(
@@ -280,7 +307,8 @@ def _part(folder: pathlib.Path, name: str, main: Mapping[str, Any]) -> dict[str,
     )
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in a file; ValueError where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -45,6 +45,15 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in names.flatten(abstract(config)).items()}
 
 
+@functools.lru_cache(maxsize=4)
+def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
+    """Returns the names (`core.mesh.RULES`) of every parameter's dims by path."""
+    from inset_jax.model import inset, vae
+
+    axes = {"model": inset.logical_axes(config), "vae": vae.logical_axes(config.vae)}
+    return names.flatten(axes)
+
+
 def load_bagel(
     folder: str | pathlib.Path, config: ModelConfig | None = None, dtype: str = "float32"
 ) -> dict[str, Any]:

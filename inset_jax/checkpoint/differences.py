@@ -21,8 +21,8 @@ def shapes(found: Shapes, expected: Shapes) -> list[str]:
     extra = [name for name in found if name not in expected]
     misshapen = [n for n in expected if n in found and tuple(found[n]) != tuple(expected[n])]
     return [
-        *_listed("missing", missing, lambda name: _near(name, extra or list(found))),
-        *_listed("unexpected", extra, lambda name: _near(name, missing or list(expected))),
+        *_listed("missing", missing, lambda name: near(name, extra or list(found))),
+        *_listed("unexpected", extra, lambda name: near(name, missing or list(expected))),
         *_listed(
             "misshapen",
             misshapen,
@@ -49,6 +49,7 @@ def _listed(kind: str, names: Sequence[str], hint) -> list[str]:
     return [*lines, f"  {kind}: and {rest} more"] if rest > 0 else lines
 
 
-def _near(name: str, candidates: Sequence[str]) -> str:
+def near(name: str, candidates: Sequence[str]) -> str:
+    """Returns " (nearest: ...)" for a name, or "" where nothing is similar."""
     close = difflib.get_close_matches(name, candidates, 1)
     return f" (nearest: {close[0]})" if close else ""

@@ -87,10 +87,7 @@ def shardings(
     if mesh is None:
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return dict.fromkeys(wanted, first)
-    from inset_jax.model import inset, vae
-
-    axes = {"model": inset.logical_axes(config), "vae": vae.logical_axes(config.vae)}
-    logical = names.flatten(axes)
+    logical = convert.logical_axes(config)
     return {name: core_mesh.sharding(mesh, logical[name], wanted[name]) for name in wanted}
 
 

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import inset_jax
-from inset_jax.checkpoint import differences, digest, plain
+from inset_jax.checkpoint import differences, digest, errors, plain, unfinished
 from inset_jax.core import overrides
 from inset_jax.core.config import ModelConfig
 
@@ -54,6 +54,7 @@ class Store:
         )
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{directory}: cannot hold checkpoints: it is a file")
+        unfinished.refuse(directory)
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory.resolve(), options=options, handler_registry=_registry()
@@ -96,7 +97,7 @@ class Store:
             )
         trees = {item: plain.to_plain(tree) for item, tree in state.items()}
         items = tuple(item for item, tree in trees.items() if tree)  # an empty tree has no files
-        meta = {**meta, "format": FORMAT, "step": step, "items": items, "tools": _versions()}
+        meta = {**meta, "format": FORMAT, "step": step, "items": items, "tools": versions()}
         self._saving = step, (*items, META)
         try:
             self._manager.save(
@@ -146,12 +147,17 @@ class Store:
         rest = steps(self.directory)
         intact = f"step {rest[-1]} is intact" if rest else "there is no earlier checkpoint"
         raise ValueError(
-            f"{self.directory}: step {step} could not be saved ({_reason(error)}); {intact}"
+            f"{self.directory}: step {step} could not be saved ({errors.reason(error)}); {intact}"
         ) from error
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-    """Returns the complete checkpoints of a folder, oldest first; [] if there is no such folder."""
+    """Returns the complete checkpoints of a folder, oldest first; [] if there is no such folder.
+
+    Raises:
+      ValueError: a conversion into the folder has not come to its end.
+    """
+    unfinished.refuse(directory)
     return sorted(ocp.utils.checkpoint_steps(epath.Path(directory).resolve()))
 
 
@@ -176,7 +182,7 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict[str
       ValueError: no such step, or its meta is damaged.
     """
     step = latest(directory, step)
-    _verify(directory, step, META)
+    verify(directory, step, META)
     path = epath.Path(directory) / str(step) / META / "metadata"
     try:
         meta = json.loads(path.read_text())
@@ -186,7 +192,7 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict[str
             )
         return meta
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged or missing ({_reason(error)})") from error
+        raise ValueError(f"{path}: damaged or missing ({errors.reason(error)})") from error
 
 
 def model_config(meta: Mapping[str, Any]) -> ModelConfig:
@@ -214,8 +220,8 @@ def stored(directory: str | os.PathLike, step: int, item: str) -> dict[str, Any]
     try:
         tree = _handler().metadata(path).tree
     except Exception as error:
-        _verify(directory, step, item)
-        raise _damaged(directory, step, item, _reason(error)) from error
+        verify(directory, step, item)
+        raise _damaged(directory, step, item, errors.reason(error)) from error
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for name, leaf in plain.paths(tree).items()
@@ -256,10 +262,22 @@ def restore(
         if not leaves:
             result[item] = tree
             continue
-        _verify(directory, step, item)
+        verify(directory, step, item)
         _check_shapes(directory, step, item, leaves, partial)
         result[item] = plain.from_plain(_read(directory, step, item, tree), tree)
     return result
+
+
+def verify(directory: str | os.PathLike, step: int, item: str) -> None:
+    """Compares an item's files with their digests; several processes share the files.
+
+    Raises:
+      ValueError: a file is missing or damaged.
+    """
+    share = jax.process_index(), jax.process_count()
+    found = digest.verify(epath.Path(directory) / str(step), item, share)
+    if found:
+        raise _damaged(directory, step, item, "; ".join(found[:3]))
 
 
 def keep_tokenizer(directory: str | os.PathLike, source: str | os.PathLike) -> None:
@@ -313,13 +331,7 @@ def _read(directory: str | os.PathLike, step: int, item: str, tree: Tree) -> dic
         with ocp.Checkpointer(_handler()) as reader:
             return reader.restore(path, args=args)
     except Exception as error:
-        raise _damaged(directory, step, item, _reason(error)) from error
-
-
-def _verify(directory: str | os.PathLike, step: int, item: str) -> None:
-    found = digest.verify(epath.Path(directory) / str(step), item)
-    if found:
-        raise _damaged(directory, step, item, "; ".join(found[:3]))
+        raise _damaged(directory, step, item, errors.reason(error)) from error
 
 
 def _damaged(directory: str | os.PathLike, step: int, item: str, reason: str) -> ValueError:
@@ -330,16 +342,8 @@ def _damaged(directory: str | os.PathLike, step: int, item: str, reason: str) ->
     return ValueError(f"{directory}: {item} of step {step} is damaged ({reason}){hint}")
 
 
-def _reason(error: BaseException) -> str:
-    """The telling part of an error of Orbax or TensorStore, in one line."""
-    text = " ".join(str(error).split())
-    for known in ("No space left on device", "File too large", "Permission denied", "Quota"):
-        if known.lower() in text.lower():
-            return known
-    return f"{type(error).__name__}: {text[:300]}"
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions of what writes checkpoints."""
     return {
         "inset-jax": inset_jax.__version__,
         "jax": jax.__version__,
@@ -361,5 +365,10 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def _save_args(tree: Tree) -> ocp.args.PyTreeSave:
-    chunk = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
-    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: chunk, tree))
+    """Cuts large arrays, and stacked ones between their layers: those are also read one by one."""
+
+    def cut(path, _) -> ocp.SaveArgs:
+        is_stacked = any(getattr(key, "key", None) == "layers" for key in path)
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if is_stacked else ())
+
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(cut, tree))

@@ -1,8 +1,9 @@
-"""Tensors of a BAGEL folder by name, read one at a time from safetensors files, sharded or not."""
+"""Tensors of a BAGEL folder by name, read in parts from safetensors or PyTorch files."""
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,10 +11,17 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from inset_jax.checkpoint.errors import Damaged
+
 # names of the files of one part, best first; BAGEL's released weights are the EMA ones
 MODEL_FILES = ("ema.safetensors", "model.safetensors")
 VAE_FILES = ("ae.safetensors",)
 INDEX = ".index.json"
+TORCH = (".pt", ".pth", ".bin")  # files that need PyTorch to be read
+SUFFIXES = (".safetensors", *TORCH)
+STEMS = {"ema": ("ema",), "model": ("model", "pytorch_model"), "vae": ("ae",)}
+
+READ_BYTES = 1 << 26  # at once, where nothing else decides
 
 DTYPES = {  # as safetensors writes them
     "F64": np.dtype(np.float64),
@@ -30,9 +38,65 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dim; 1 for a single number."""
+        return self.shape[0] if self.shape else 1
+
+
+class SafeFile:
+    """One safetensors file: the header now, rows of tensors when asked."""
+
+    def __init__(self, file: pathlib.Path):
+        """Raises Damaged when the file is truncated, too long or not safetensors."""
+        entries = _checked_header(file)
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            self.header = stream.read(length)  # JSON, with padding
+        self.start = 8 + length  # of the numbers
+        self.path = file
+        self.tensors: dict[str, Tensor] = {}
+        self._offsets: dict[str, int] = {}
+        values = json.loads(self.header)
+        for name, (shape, dtype) in entries.items():
+            self.tensors[name] = Tensor(file, shape, dtype)
+            self._offsets[name] = self.start + values[name]["data_offsets"][0]
+        self._handle = os.open(file, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    @property
+    def stored_order(self) -> list[str]:
+        """The tensors in the order of their bytes."""
+        return sorted(self.tensors, key=lambda name: (self._offsets[name], name))
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Returns rows [start, stop) of a tensor; of one that is a number, the number."""
+        tensor = self.tensors[name]
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        array = np.empty(shape, tensor.dtype)
+        size = tensor.bytes // max(tensor.rows, 1)
+        self.read_into(self._offsets[name] + start * size, array.reshape(-1).view(np.uint8))
+        return array
+
+    def read_into(self, offset: int, buffer: np.ndarray) -> None:
+        """Fills a uint8 buffer with the file's bytes from `offset` on."""
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._handle, [memoryview(buffer)[done:]], offset + done)
+            if not count:
+                raise Damaged(f"{self.path}: ends at {offset + done} bytes; it got shorter")
+            done += count
+
 
 class Tensors:
-    """The tensors of some safetensors files: headers now, numbers when asked.
+    """The tensors of some files: headers now, numbers when asked.
 
     Every file's header and length are checked on opening.
     """
@@ -41,25 +105,21 @@ class Tensors:
         """Opens the files.
 
         Raises:
-          ValueError: a file is truncated, too long or not safetensors, two files hold one name, or
-            a tensor has a dtype that is no float.
+          ValueError: a file is truncated, too long or of an unknown kind, two files hold one name,
+            or a tensor has a dtype that is no float.
         """
-        self.files = tuple(files)
-        self._open = {}
+        self.opened = {file: _open(file) for file in files}
         self._tensors: dict[str, Tensor] = {}
-        for file in files:
-            handle = self._open[file] = _open(file)
-            for name in handle.keys():
+        for file, opened in self.opened.items():
+            for name, tensor in opened.tensors.items():
                 if name in self._tensors:
                     other = self._tensors[name].file
                     raise ValueError(f"{name} is both in {other} and in {file}")
-                part = handle.get_slice(name)
-                if part.get_dtype() not in DTYPES:
-                    raise ValueError(
-                        f"{file}: {name} is {part.get_dtype()}, expected one of {', '.join(DTYPES)}"
-                    )
-                shape = tuple(part.get_shape())
-                self._tensors[name] = Tensor(file, shape, DTYPES[part.get_dtype()])
+                self._tensors[name] = tensor
+
+    @property
+    def files(self) -> tuple[pathlib.Path, ...]:
+        return tuple(self.opened)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -75,45 +135,73 @@ class Tensors:
 
     def read(self, name: str) -> np.ndarray:
         """Returns the numbers of one tensor, in the file's dtype."""
-        return self._open[self._tensors[name].file].get_tensor(name)
+        return self.rows(name, 0, self._tensors[name].rows)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Returns rows [start, stop) of one tensor, in the file's dtype."""
+        return self.opened[self._tensors[name].file].rows(name, start, stop)
+
+    def rows_at_once(self, name: str) -> int:
+        """How many rows of a tensor are worth reading together."""
+        tensor = self._tensors[name]
+        return max(READ_BYTES * tensor.rows // max(tensor.bytes, 1), 1)
 
 
-def open_folder(folder: str | pathlib.Path) -> Tensors:
+def open_folder(folder: str | pathlib.Path, weights: str | None = None) -> Tensors:
     """Opens the model and the autoencoder of a BAGEL folder.
 
-    ema.safetensors is preferred to model.safetensors, and either may be sharded with an index.
+    Any file may be sharded with an index, and .pt, .pth or .bin for .safetensors (needs PyTorch).
+
+    Args:
+      weights: "ema" or "model"; None means the averaged ones if there are any.
 
     Raises:
       ValueError: a file is missing or damaged, or an index and its files disagree.
     """
     folder = pathlib.Path(folder)
-    files = [*_part_files(folder, MODEL_FILES), *_part_files(folder, VAE_FILES)]
+    files, indexes = [], []
+    for stems in (STEMS["ema"] + STEMS["model"] if weights is None else STEMS[weights], ("ae",)):
+        found, index = part_files(folder, stems)
+        files += found
+        indexes += [index] if index else []
     tensors = Tensors(files)
-    for index in {p for names in (MODEL_FILES, VAE_FILES) for p in [_index(folder, names)] if p}:
+    for index in indexes:
         _check_index(index, tensors)
     return tensors
 
 
-def _part_files(folder: pathlib.Path, names: tuple[str, ...]) -> list[pathlib.Path]:
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-    index = _index(folder, names)
-    if index is None:
-        wanted = " or ".join((*names, names[-1] + INDEX))
-        raise ValueError(f"{folder}: expected {wanted}, found {_listing(folder)}")
+def part_files(
+    folder: pathlib.Path, stems: tuple[str, ...]
+) -> tuple[list[pathlib.Path], pathlib.Path | None]:
+    """Returns the files of one part, and their index where it is sharded.
+
+    Raises:
+      ValueError: there are none, or a file that an index names is missing.
+    """
+    for suffix in SUFFIXES:
+        for stem in stems:
+            file = folder / (stem + suffix)
+            if file.is_file():
+                return [file], None
+            index = file.with_name(file.name + INDEX)
+            if index.is_file():
+                return _shards(folder, index), index
+    first = [stem + SUFFIXES[0] for stem in stems if stem != "pytorch_model"]
+    wanted = " or ".join((*first, first[-1] + INDEX))
+    raise ValueError(f"{folder}: expected {wanted}, found {_listing(folder)}")
+
+
+def is_tensor_file(name: str) -> bool:
+    """Whether a file's name says that it holds tensors."""
+    return name.endswith(SUFFIXES)
+
+
+def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
     files = [folder / name for name in dict.fromkeys(_weight_map(index).values())]
     for file in files:
         if not file.is_file():
             raise ValueError(f"{index}: names {file.name}, which is missing from {folder}")
     return files
-
-
-def _index(folder: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path | None:
-    """Returns the index of a sharded part; None when the part is one file."""
-    if any((folder / name).is_file() for name in names):
-        return None
-    return next((p for name in names if (p := folder / (name + INDEX)).is_file()), None)
 
 
 def _check_index(index: pathlib.Path, tensors: Tensors) -> None:
@@ -145,13 +233,30 @@ def _listing(folder: pathlib.Path) -> str:
 
 
 def _open(file: pathlib.Path):
+    if file.suffix in TORCH:
+        from inset_jax.checkpoint.torch_file import TorchFile
+
+        return TorchFile(file)
+    return SafeFile(file)
+
+
+def _checked_header(file: pathlib.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns shape and dtype of each tensor, once the library has checked header and length."""
     from safetensors import SafetensorError, safe_open
 
+    entries = {}
     try:
-        return safe_open(file, "numpy")
+        with safe_open(file, "numpy") as handle:
+            for name in handle.keys():
+                part = handle.get_slice(name)
+                entries[name] = tuple(part.get_shape()), part.get_dtype()
     except (SafetensorError, OSError) as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-        raise ValueError(
+        raise Damaged(
             f"{file}: damaged or no safetensors file ({size}): {reason}; copy it again"
         ) from error
+    for name, (_, dtype) in entries.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{file}: {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+    return {name: (shape, DTYPES[dtype]) for name, (shape, dtype) in entries.items()}
