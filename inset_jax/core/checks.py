@@ -61,7 +61,7 @@ AUTOENCODER_CHOICES = {
 AUTOENCODER_RANGES = (
     (1, None, "vae", "channels multipliers res_blocks latent_channels"),
     (1, None, "data", "side shrink batch"),
-    (0, None, "loss", "edge_weight kl_weight"),
+    (0, None, "loss", "kl_weight"),
     *(row for row in RANGES if row[2] == "optimizer"),
     (0, None, "run", "steps seed validate_every"),
     (1, None, "run", "log_every save_every keep validation_images measure_images"),

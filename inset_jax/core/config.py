@@ -279,7 +279,6 @@ class AutoencoderLossConfig:
     """Weights of the terms of the loss, each a mean over pixels or latents."""
 
     reconstruction: str = "l1"  # "l1" or "l2", of pixels in [-1, 1]
-    edge_weight: float = 0.0  # L1 of the differences between neighbouring pixels
     kl_weight: float = 1e-6  # of the posterior against a standard normal
 
 

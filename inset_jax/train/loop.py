@@ -32,6 +32,7 @@ from inset_jax.data.loader import HostBatch, Loader
 from inset_jax.model import inset
 from inset_jax.train import curves, metrics, optim, start, step
 from inset_jax.train.latents import LatentWriter
+from inset_jax.train.signals import Signals
 
 # config, {"model", "vae"}, step, folder -> the pictures it wrote there
 Preview = Callable[[Config, dict[str, Any], int, pathlib.Path], Sequence[pathlib.Path]]
@@ -135,7 +136,7 @@ class _Run:
             print(f"nothing to do: step {self.first} is there and run.steps is {run.steps}")
             return Outcome(self.first, None)
         try:
-            with _Signals() as signals:
+            with Signals() as signals:
                 for last, stopping in self._steps(signals):
                     self._between(last, stopping)
             self.saver.wait()
@@ -157,7 +158,7 @@ class _Run:
             except OSError as error:
                 print(f"{self.workdir}: metrics or curves are not complete: {error}")
 
-    def _steps(self, signals: _Signals):
+    def _steps(self, signals: Signals):
         """Makes updates; yields (number, stopping) after those that something is due after.
 
         By then all reports have been read. A signal that comes too late for one round is seen in
@@ -303,24 +304,6 @@ class _Run:
             with curves.Image.open(path) as picture:
                 self.writer.picture(number, path.stem, np.asarray(picture.convert("RGB")))
         print(f"step {number}: drew {', '.join(str(path) for path in paths)}", flush=True)
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM instead of dying; a second one does what it always does."""
-
-    def __enter__(self):
-        self.received: int | None = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame) -> None:
-        self.received = number
-        print(f"{signal.Signals(number).name}: saving after this step; once more to leave at once")
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, kind, error, trace) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _slices(by_example: step.ByExample) -> list[step.ByExample]:

@@ -1,7 +1,7 @@
 """One step of training an autoencoder, pure: loss, gradients, update, average.
 
-loss = reconstruction + edge_weight * edges + kl_weight * KL, each term a mean over the pixels or
-latents of the batch. The posterior's noise is a function of (seed, step).
+loss = reconstruction + kl_weight * KL, each a mean over the pixels or latents of the batch.
+The posterior's noise is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ class Losses(NamedTuple):
 
     total: jax.Array
     reconstruction: jax.Array
-    edges: jax.Array
     kl: jax.Array
 
 
@@ -58,18 +57,11 @@ def loss_function(definition, config: AutoencoderConfig) -> Callable:
         latents = model.scale(vae.sample(mean, log_variance, noise))
         difference = model.decode(latents, dtype) - images
         kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
-        terms = (distance(difference), edges(difference), kl)
-        total = terms[0] + weights.edge_weight * terms[1] + weights.kl_weight * terms[2]
-        return total, Losses(total, *terms)
+        reconstruction = distance(difference)
+        total = reconstruction + weights.kl_weight * kl
+        return total, Losses(total, reconstruction, kl)
 
     return loss
-
-
-def edges(difference: jax.Array) -> jax.Array:
-    """Mean absolute difference of neighbouring pixels of [B, H, W, 3], down plus across."""
-    down = jnp.mean(jnp.abs(difference[:, 1:] - difference[:, :-1]))
-    across = jnp.mean(jnp.abs(difference[:, :, 1:] - difference[:, :, :-1]))
-    return down + across
 
 
 def train_step(definition, config: AutoencoderConfig) -> Callable:
