@@ -39,9 +39,7 @@ class Blocks(NamedTuple):
 
     query: jax.Array  # [B, N, R, D]
     row: jax.Array  # int32 [B, R], number of the query in its pack
-    column: (
-        jax.Array
-    )  # int32 [B, keys' blocks of a pack], blocks of keys: whole, partly seen, unseen
+    column: jax.Array  # int32 [B, :], blocks of keys: those seen whole, other seen ones, unseen
     whole: jax.Array  # int32 [B], how many blocks of `column` are seen whole
     seen: jax.Array  # int32 [B], how many are seen at all
 
@@ -51,6 +49,7 @@ class Keys(NamedTuple):
 
     key: jax.Array  # [J, N, S, D]
     value: jax.Array  # [J, N, S, D]
+    turned: jax.Array  # [J, N, D, S], the keys again: CPU is slow to read an operand transposed
     low: jax.Array  # int32 [J, S]
     high: jax.Array  # int32 [J, S]
 
@@ -105,15 +104,16 @@ def _forward_block(block: Blocks, keys: Keys, scale: float):
 
     def tile(i, carry, masked):
         peak, total, mixed = carry
-        at = jax.tree.map(lambda x: x[block.column[i]], keys)
-        score_NRS = scale * _dot("nrd,nsd->nrs", block.query, at.key)
+        at = _take(keys, block.column[i])
+        # the scale waits for the exponent: scaled scores would be written and read once more
+        score_NRS = _dot("nrd,nsd->nrs", block.query, at.key)
         if masked:
             row_R1 = block.row[:, None]
             seen_RS = (at.low <= row_R1) & (row_R1 < at.high)
             score_NRS = jnp.where(seen_RS, score_NRS, MASKED)
         new_peak = jnp.maximum(peak, score_NRS.max(-1))
-        fade = jnp.exp(peak - new_peak)
-        weight_NRS = jnp.exp(score_NRS - new_peak[..., None])
+        fade = jnp.exp(scale * (peak - new_peak))
+        weight_NRS = jnp.exp(scale * (score_NRS - new_peak[..., None]))
         total = total * fade + weight_NRS.sum(-1)
         mixed = mixed * fade[..., None] + _dot(
             "nrs,nsd->nrd", weight_NRS.astype(at.value.dtype), at.value
@@ -129,7 +129,7 @@ def _forward_block(block: Blocks, keys: Keys, scale: float):
     peak, total, mixed = _over_tiles(tile, block, carry)
     lonely = total == 0
     total = jnp.where(lonely, 1, total)
-    return mixed / total[..., None], jnp.where(lonely, UNSEEN, peak + jnp.log(total))
+    return mixed / total[..., None], jnp.where(lonely, UNSEEN, scale * peak + jnp.log(total))
 
 
 def _backward_block(carry, per_block, keys: Keys, scale: float):
@@ -143,18 +143,18 @@ def _backward_block(carry, per_block, keys: Keys, scale: float):
     def tile(i, carry, masked):
         grad_key, grad_value, grad_query_NDR = carry
         column = block.column[i]
-        at = jax.tree.map(lambda x: x[column], keys)
-        score_NSR = scale * _dot("nsd,nrd->nsr", at.key, block.query)
+        at = _take(keys, column)
+        score_NSR = _dot("nsd,nrd->nsr", at.key, block.query)
         if masked:
             seen_SR = (at.low[:, None] <= block.row) & (block.row < at.high[:, None])
             score_NSR = jnp.where(seen_SR, score_NSR, MASKED)
-        weight_NSR = jnp.exp(score_NSR - lse_NR[:, None])
+        weight_NSR = jnp.exp(scale * score_NSR - lse_NR[:, None])
         pull_NSR = _dot("nsd,nrd->nsr", at.value, grad_NRD) - shift_NR[:, None]
         slope_NSR = (scale * weight_NSR * pull_NSR).astype(block.query.dtype)
         weight_NSR = weight_NSR.astype(grad_NRD.dtype)
-        grad_value = grad_value.at[column].add(_dot("nsr,nrd->nsd", weight_NSR, grad_NRD))
-        grad_key = grad_key.at[column].add(_dot("nsr,nrd->nsd", slope_NSR, block.query))
-        grad_query_NDR += _dot("nds,nsr->ndr", at.key.swapaxes(1, 2), slope_NSR)
+        grad_value = _add_at(grad_value, column, _dot("nsr,nrd->nsd", weight_NSR, grad_NRD))
+        grad_key = _add_at(grad_key, column, _dot("nsr,nrd->nsd", slope_NSR, block.query))
+        grad_query_NDR += _dot("nds,nsr->ndr", at.turned, slope_NSR)
         return grad_key, grad_value, grad_query_NDR
 
     grad_query_NDR = jnp.zeros_like(block.query.swapaxes(1, 2), jnp.float32)
@@ -166,6 +166,17 @@ def _over_tiles(tile, block: Blocks, carry):
     """Runs `tile(i, carry, masked)` over the seen blocks of keys: whole ones, then the others."""
     carry = lax.fori_loop(0, block.whole, functools.partial(tile, masked=False), carry)
     return lax.fori_loop(block.whole, block.seen, functools.partial(tile, masked=True), carry)
+
+
+def _take(keys: Keys, column: jax.Array) -> Keys:
+    """Returns one block of keys: [N, S, D] and [S]."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, column, keepdims=False), keys)
+
+
+def _add_at(array: jax.Array, index: jax.Array, block: jax.Array) -> jax.Array:
+    """array[index] += block; `.at[].add` would become a scatter with checks of its bounds."""
+    block = block + lax.dynamic_index_in_dim(array, index, keepdims=False)
+    return lax.dynamic_update_index_in_dim(array, block, index, 0)
 
 
 def _dot(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -198,7 +209,9 @@ def _cut(query, key, value, visibility: Visibility) -> tuple[Blocks, Keys]:
     )
     cut_keys = lambda x: rearrange(_pad(x, key_block), "p (j s) n d -> (p j) n s d", s=key_block)
     cut_range = lambda x: rearrange(x, "p (j s) -> (p j) s", s=key_block)
-    return blocks, Keys(cut_keys(key), cut_keys(value), cut_range(low), cut_range(high))
+    cut_key = cut_keys(key)
+    sides = (cut_range(low), cut_range(high))
+    return blocks, Keys(cut_key, cut_keys(value), cut_key.swapaxes(2, 3), *sides)
 
 
 def _cut_queries(array: jax.Array, kv_heads: int, size: int) -> jax.Array:
