@@ -39,7 +39,7 @@ def load_any(
       mesh: where the parameters go, split by their logical names; None means the first device.
       weights: "ema" (where a checkpoint has none, or not of all, the rest are the parameters) or
         "params".
-      dtype: of the parameters in memory.
+      dtype: of the parameters in memory; `convert.KEEP` for what is stored.
 
     Raises:
       ValueError: nothing loadable there, or what `convert.load_bagel` or `store.restore` find.
@@ -120,14 +120,16 @@ def _load_step(
     meta = store.read_meta(directory, step)
     config = store.model_config(meta)
     places = shardings(config, mesh)
-    wanted = {
-        name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=places[name])
-        for name, shape in convert.shapes(config).items()
-    }
-    found = {name: leaf.shape for name, leaf in store.stored(directory, step, PARAMS).items()}
+    stored = store.stored(directory, step, PARAMS)
+    found = {name: leaf.shape for name, leaf in stored.items()}
     if lines := differences.shapes(found, convert.shapes(config)):
         first = f"{directory}: the parameters of step {step} are not those of its config:"
         raise ValueError("\n".join([first, *lines]))
+    kind = lambda name: stored[name].dtype if dtype == convert.KEEP else np.dtype(dtype)
+    wanted = {
+        name: jax.ShapeDtypeStruct(shape, kind(name), sharding=places[name])
+        for name, shape in convert.shapes(config).items()
+    }
     averaged = {}
     if weights == EMA and EMA in meta["items"]:
         averaged = {n: wanted[n] for n in store.stored(directory, step, EMA) if n in wanted}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from inset_jax.checkpoint import bagel, convert
+from inset_jax.checkpoint import bagel, convert, differences, load
 from inset_jax.core.batch import Visibility
 from inset_jax.core.config import ComputeConfig, ModelConfig
 from inset_jax.data import image as images
@@ -38,9 +38,14 @@ class Reference(NamedTuple):
 
 
 @cache
-def reference(folder: Path) -> Reference:
-    """Loads `folder`/ckpt, a BAGEL-format folder, strictly."""
+def reference(folder: Path, weights: Path | None = None) -> Reference:
+    """Loads `folder`/ckpt, a BAGEL-format folder, strictly; or other weights of the same model."""
     config = bagel.config_from_bagel(folder / "ckpt")
+    if weights is not None:
+        loaded = load.load_any(weights)
+        if unlike := differences.models(loaded.config, config):
+            raise ValueError(f"{weights}: is another model than {folder}'s: {'; '.join(unlike)}")
+        return Reference(config, loaded.params)
     params = convert.load_bagel(folder / "ckpt", config)
     return Reference(config, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params))
 
@@ -54,7 +59,7 @@ def to_nchw(array: jax.Array) -> np.ndarray:
 
 
 def replay_vae(golden: Golden):
-    stored, ref = golden.arrays, reference(golden.folder)
+    stored, ref = golden.arrays, reference(golden.folder, golden.weights)
     patch, model = ref.config.latents.patch, ref.vae()
     encode, decode = jax.jit(model.encode), jax.jit(model.decode)
     image, noise = to_nhwc(stored["image"]), to_nhwc(stored["noise"])
@@ -92,7 +97,7 @@ def replay_vae(golden: Golden):
 
 
 def replay_vit(golden: Golden):
-    stored, ref = golden.arrays, reference(golden.folder)
+    stored, ref = golden.arrays, reference(golden.folder, golden.weights)
     patch, side = ref.config.vit.patch, ref.config.patch_side
     count = sum(bool(re.fullmatch(r"image\d+", name)) for name in stored)
     pixels = [stored[f"image{n}"].transpose(1, 2, 0) for n in range(count)]

@@ -55,6 +55,7 @@ class Golden(NamedTuple):
 
     path: Path
     arrays: Mapping[str, np.ndarray]
+    weights: Path | None = None  # what is replayed with; None: the folder's own ckpt/
 
     @property
     def folder(self) -> Path:

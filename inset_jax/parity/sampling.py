@@ -57,7 +57,7 @@ def next_position(items: tuple[Item, ...], sampler: Sampler) -> int:
 
 
 def replay_generate(golden: Golden):
-    stored, ref = golden.arrays, reference(golden.folder)
+    stored, ref = golden.arrays, reference(golden.folder, golden.weights)
     sampler, ours, requests = sampler_of(ref), {}, {}
     height, width = stored["image_shape"].tolist()
     stride = ref.config.latent_stride
@@ -116,7 +116,7 @@ def _case(case: str, settings: dict, request: Request, sampler: Sampler) -> dict
 
 
 def replay_text(golden: Golden):
-    stored, ref = golden.arrays, reference(golden.folder)
+    stored, ref = golden.arrays, reference(golden.folder, golden.weights)
     sampler, ours = sampler_of(ref), {}
     contexts = load(golden.folder / "generate.npz").arrays  # where the contexts' items are
     for name in context_names(contexts):

@@ -92,7 +92,7 @@ def batch_of(folder: Path) -> tuple[Reference, Batch]:
 
 
 def replay_forward(golden: Golden):
-    ref = reference(golden.folder)
+    ref = reference(golden.folder, golden.weights)
     batch = build(golden.arrays, ref)
     laid, pack, config = batch.laid, batch.pack, ref.config
     ours = layouts.packed(laid)
