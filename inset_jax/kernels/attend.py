@@ -2,6 +2,8 @@
 
 An implementation takes (query, key, value, visibility, scale) and refuses what it cannot do with
 `NotImplementedError(reason)`; `IMPLEMENTATIONS` lists them in the order in which "auto" tries them.
+Whatever of its result spares the backward pass a second forward, it marks by
+`checkpoint_name(..., "attention")`, for remat policies (`model.decoder.REMAT`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from inset_jax.core import mesh
 from inset_jax.core.batch import Visibility
@@ -35,7 +38,7 @@ def reference(
     score = jnp.where(mask, score, jnp.where(mask.any(-1, keepdims=True), -jnp.inf, 0))
     weight = jnp.where(mask, jax.nn.softmax(score, axis=-1), 0)
     out = jnp.einsum("pngqk,pknd->pqngd", weight, v, precision=lax.Precision.HIGHEST)
-    return out.reshape(query.shape).astype(query.dtype)
+    return checkpoint_name(out.reshape(query.shape).astype(query.dtype), "attention")
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {"chunked": chunked, "reference": reference}

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from inset_jax.core.batch import STREAMS, Kept, Visibility
 from inset_jax.core.config import ComputeConfig, LlmConfig
@@ -114,8 +113,8 @@ class MotLayer(nnx.Module):
         for name in present:
             expert = getattr(self, name)
             seen = attend(projected[name][0], key, value, visibility[name], implementation)
-            seen = checkpoint_name(rearrange(seen, "p t h d -> p t (h d)"), "attention")
-            x = constrain(streams[name] + expert.attention.out(seen), ACTIVATION)
+            seen = expert.attention.out(rearrange(seen, "p t h d -> p t (h d)"))
+            x = constrain(streams[name] + seen, ACTIVATION)
             after[name] = constrain(x + expert.mlp(expert.post_norm(x)), ACTIVATION)
         return after, own
 

@@ -120,6 +120,48 @@ def test_every_remat_policy_gives_the_same_gradient(tiny):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["reference", "chunked"])
+def test_remat_policy_attention_keeps_each_result_of_attention_once(tiny, attention):
+    definition, params = tiny
+    pack = random_pack(TINY, und=24, gen=16, vit=0)
+
+    def kept(policy: str) -> int:
+        """Numbers a layer keeps for its backward pass."""
+        compute = ComputeConfig(dtype="float32", remat=policy, attention=attention)
+        bound = lambda p: inset.bind(definition, p)(pack, 1.0, compute)[0].hidden
+        loss = lambda p: sum(jnp.sum(jnp.sin(x)) for x in bound(p).values())
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+        forward = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan")
+        outputs = forward.outvars[forward.params["num_carry"] :]
+        return sum(var.aval.size for var in outputs) // TINY.llm.layers
+
+    heads, width = TINY.llm.query_heads, TINY.llm.head_dim
+    extra = 40 * heads * (width + (attention == "chunked"))  # chunked: one more number a row
+    assert kept("attention") - kept("full") == extra
+
+
+def test_bfloat16_is_near_float32_and_what_leaves_is_float32(tiny):
+    definition, params = tiny
+    pack = random_pack(TINY, und=24, gen=16, vit=8)
+
+    def run(dtype: str):
+        def loss(params):
+            model = inset.bind(definition, params)
+            compute = ComputeConfig(dtype=dtype, remat="none", attention="reference")
+            hidden = model(pack, 1.0, compute)[0].hidden
+            outputs = model.predict(hidden["gen"]), model.logits(hidden["und"])
+            return sum(jnp.mean(x * x) for x in outputs), outputs
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    (slope, exact), (rough_slope, rough) = run("float32"), run("bfloat16")
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((rough, rough_slope)))
+    distance = lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a))
+    flat = lambda tree: jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+    assert distance(flat(exact), flat(rough)) < 0.02
+    assert distance(flat(slope), flat(rough_slope)) < 0.02
+
+
 def test_a_pack_without_images_or_without_targets_runs(tiny):
     definition, params = tiny
 
