@@ -1,9 +1,14 @@
-"""Times parts of the project: python -m tools.benchmark cpu-step [--rounds N] [--json F] [--check].
+"""Measures parts of the project: python -m tools.benchmark WHAT [--json FILE] [--check].
 
 cpu-step: a training step (forward and backward, float32) of the configuration in
-tests/golden/timing.json on the CPU at hand. Prints visible work / (step time x rate of a matrix
-multiply measured in the same run); PyTorch BAGEL reaches about 0.60. Exit status: 1 if --check is
-given and the best of the rounds stays below 0.60.
+tests/golden/timing.json on the CPU at hand: visible work / (step time x rate of a matrix multiply
+measured in the same run); PyTorch BAGEL reaches about 0.60.
+
+convert: weights of made-up numbers from BAGEL's format into a checkpoint and back: peak memory and
+its curve, rate beside copying, syncing and hashing one after the other. Bars: 3 GiB at any size,
+half of that rate, the same bytes back. --layers 2 6 are 4 and 8 GB and need 25 GB of disk.
+
+Exit status: 1 if --check is given and a bar is missed.
 """
 
 from __future__ import annotations
@@ -16,18 +21,35 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs one benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description="Times parts of the project."
+        prog="python -m tools.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["cpu-step"])
-    parser.add_argument("--rounds", type=int, default=10, help="step and multiply, each time")
+    parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="where figures go, too")
     parser.add_argument("--check", action="store_true", help="exit with 1 below the bar")
+    parser.add_argument("--rounds", type=int, default=10, help="cpu-step: step and multiply each")
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 6], help="convert: sizes")
+    parser.add_argument("--scratch", type=pathlib.Path, default="out", help="convert: disk space")
+    parser.add_argument("--jobs", type=int, default=2, help="convert: workers")
+    parser.add_argument("--small", action="store_true", help="convert: megabytes, to try it out")
+    parser.add_argument("--plot", metavar="PNG", type=pathlib.Path, help="convert: memory curves")
     options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: expected at least 1")
+    if options.rounds < 1 or options.jobs < 1 or min(options.layers) < 1:
+        parser.error("--rounds, --jobs and --layers: expected at least 1")
 
     os.environ["JAX_PLATFORMS"] = "cpu"
+    figures, missed = BENCHMARKS[options.what](options)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    for phrase in missed if options.check else []:
+        print(f"below the bar: {phrase}", file=sys.stderr)
+    return 1 if options.check and missed else 0
+
+
+def _cpu_step(options: argparse.Namespace) -> tuple[dict, list[str]]:
     from inset_jax.core.host import keep_freed_memory
 
     keep_freed_memory()
@@ -40,13 +62,30 @@ def main(arguments: list[str] | None = None) -> int:
         "{multiply_gflops:.0f} GFLOP/s (median {multiply_median_gflops:.0f}), {rounds} rounds\n"
         "  peak memory {peak_memory_mb:.0f} MB".format(**figures)
     )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    if options.check and figures["ratio"] < cpu_step.BAR:
-        print(f"below the bar of {cpu_step.BAR:.2f}", file=sys.stderr)
-        return 1
-    return 0
+    missed = figures["ratio"] < cpu_step.BAR
+    return figures, [f"{figures['ratio']:.2f}, expected {cpu_step.BAR:.2f}"] if missed else []
 
+
+def _convert(options: argparse.Namespace) -> tuple[dict, list[str]]:
+    from inset_jax.checkpoint import measure
+    from inset_jax.train import curves
+
+    results = []
+    for layers in options.layers:
+        found = measure.both_ways(options.scratch, layers, options.jobs, options.small)
+        results.append(found)
+        for way in measure.WAYS:
+            print(f"{way} {measure.line(found, way)}", flush=True)
+    panels = [
+        (f"{way}: resident memory (MB) over seconds", measure.series(results, way, curves.Curve))
+        for way in measure.WAYS
+    ]
+    if options.plot:
+        print(curves.draw(panels, options.plot))
+    return {"convert": results, "jobs": options.jobs}, measure.failures(results)
+
+
+BENCHMARKS = {"cpu-step": _cpu_step, "convert": _convert}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,6 +48,11 @@ def draw_run(folder: pathlib.Path, path: pathlib.Path) -> pathlib.Path | None:
             panels.append((title, curves))
     if not panels:
         return None
+    return draw(panels, path)
+
+
+def draw(panels: Sequence[tuple[str, Sequence[Curve]]], path: pathlib.Path) -> pathlib.Path:
+    """Draws panels, each a title and its curves, one below the other as a PNG."""
     width, height = PANEL
     sheet = Image.new("RGB", (width * SCALE, height * SCALE * len(panels)), PAPER)
     for row, (title, curves) in enumerate(panels):
