@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from inset_jax.core import mesh
+
 DEPTH_SCALE = 0.02  # standard deviation of Qwen2's initial weights
 
 normal = jax.nn.initializers.normal(DEPTH_SCALE)
@@ -33,11 +35,15 @@ def by_rows(call: Callable) -> Callable:
     """Lets a method written for [rows, in] -> [rows, out] take any dimensions in front of `in`.
 
     Gradients of parameters then are sums over one dimension, which XLA does in place. Over several,
-    it first writes a transposed copy of x: on CPU that takes as long as the product itself.
+    it first writes a transposed copy of x: on CPU that takes as long as the product itself. Where
+    tokens or heads are split over the mesh beside packs, one dimension cannot hold both splits
+    (devices would gather and repeat each other's work), and nothing is flattened.
     """
 
     @functools.wraps(call)
     def flat(self, x: jax.Array) -> jax.Array:
+        if mesh.ways("token") > 1 or mesh.ways("heads") > 1:
+            return call(self, x)
         y = call(self, x.reshape(-1, x.shape[-1]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
