@@ -149,7 +149,7 @@ class Loader:
             self._iterator = iter(self._pipeline())
         batch = next(self._iterator)
         if isinstance(batch, _Failure):
-            self._iterator = None
+            self.close()
             raise (ValueError if batch.expected else RuntimeError)(
                 f"batch {batch.step}: {batch.message}"
             )

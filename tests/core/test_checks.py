@@ -2,7 +2,7 @@
 
 import pytest
 
-from inset_jax.core.checks import check, check_autoencoder
+from inset_jax.core.checks import CHOICES, check, check_autoencoder
 from inset_jax.core.config import AutoencoderConfig, Config, MeshConfig, edit
 
 
@@ -94,3 +94,13 @@ def test_contradiction_of_an_autoencoder_says_what_to_do(changes, message):
     with pytest.raises(ValueError) as caught:
         check_autoencoder(edit(AutoencoderConfig(), **changes))
     assert message in str(caught.value)
+
+
+def test_choices_are_what_the_program_has():
+    from inset_jax.kernels.attend import IMPLEMENTATIONS
+    from inset_jax.model.decoder import REMAT
+    from inset_jax.sample.guidance import MODES
+
+    assert set(CHOICES["compute.attention"]) == {"auto", *IMPLEMENTATIONS}
+    assert set(CHOICES["compute.remat"]) == set(REMAT)
+    assert set(CHOICES["sample.guidance"]) == set(MODES)
