@@ -84,11 +84,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """16-bit integers and floats; PIL's own conversion would clip them at 255."""
     grey = np.asarray(image).astype(np.float64)
+    is_clear = grey == image.info.get("transparency")  # a PNG's colour key
     if image.mode == "F":
         grey = grey * 255.0 if grey.max(initial=0.0) <= 1.0 else grey
     elif image.mode.startswith("I;16") or grey.max(initial=0.0) > 255:
         grey = grey / 257.0  # 65535 -> 255
-    grey = np.clip(np.round(grey), 0, 255).astype(np.uint8)
+    grey = np.where(is_clear, 255, np.clip(np.round(grey), 0, 255)).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 

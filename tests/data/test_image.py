@@ -91,6 +91,8 @@ def test_sixteen_bits_are_scaled_not_clipped():
     grey = np.array([[0, 257 * 100, 65535]], np.uint16)
     found = np.asarray(image.load(encoded(Image.fromarray(grey))))[0, :, 0]
     assert found.tolist() == [0, 100, 255]
+    keyed = encoded(Image.fromarray(grey), transparency=257 * 100)
+    assert np.asarray(image.load(keyed))[0, :, 0].tolist() == [0, 255, 255]
     tiff = encoded(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)), "TIFF")
     assert np.asarray(image.load(tiff))[0, :, 0].tolist() == [0, 128, 255]
 
