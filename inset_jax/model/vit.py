@@ -16,6 +16,7 @@ from inset_jax.core.config import ComputeConfig, VitConfig
 from inset_jax.core.mesh import constrain
 from inset_jax.kernels.attend import attend
 from inset_jax.model import layers
+from inset_jax.model.decoder import REMAT
 from inset_jax.model.layers import LayerNorm, Linear, Table
 
 
@@ -90,7 +91,7 @@ class Vit(nnx.Module):
             return x, x
 
         if compute.remat != "none":
-            body = jax.checkpoint(body, prevent_cse=False)
+            body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=False)
         x, residuals = jax.lax.scan(body, x, stacked)
         return self.norm(x), residuals
 
