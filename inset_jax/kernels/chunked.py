@@ -80,11 +80,9 @@ def _chunked_forward(query, key, value, visibility, scale):
 def _chunked_backward(scale, residual, grad):
     query, key, value, visibility, out, lse = residual
     blocks, keys = _cut(query, key, value, visibility)
-    # the softmax's own correction, sum_k p_k dp_k, is grad . out
-    shift = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
-    size = blocks.query.shape[2] // (query.shape[2] // key.shape[2])
-    grad_BNRD, shift_BNR1 = (_cut_queries(x, key.shape[2], size) for x in (grad, shift))
-    per_block = (blocks, grad_BNRD, shift_BNR1[..., 0], lse)
+    size = blocks.row.shape[1] * key.shape[2] // query.shape[2]
+    cut = lambda x: _cut_queries(x, key.shape[2], size)
+    per_block = (blocks, cut(grad), cut(out), lse)
     zeros = jnp.zeros(keys.key.shape, jnp.float32)
     step = functools.partial(_backward_block, keys=keys, scale=scale)
     (grad_key, grad_value), grad_query = lax.scan(step, (zeros, zeros), per_block)
@@ -138,7 +136,9 @@ def _backward_block(carry, per_block, keys: Keys, scale: float):
     Scores are held as [keys, rows]: of the four products that read them, three then find them in
     the order they want, against one in the forward's order.
     """
-    block, grad_NRD, shift_NR, lse_NR = per_block
+    block, grad_NRD, out_NRD, lse_NR = per_block
+    # what the softmax's sum of one takes back: sum over keys of weight x pull = grad . out
+    shift_NR = jnp.sum(grad_NRD.astype(jnp.float32) * out_NRD.astype(jnp.float32), -1)
 
     def tile(i, carry, masked):
         grad_key, grad_value, grad_query_NDR = carry

@@ -2,6 +2,7 @@
 
 The backward pass computes each chunk's logits a second time instead of keeping them: four products
 of C x M x vocab instead of three, against C x vocab numbers of memory (BAGEL: 4,096 x 152,064).
+Where one chunk holds all tokens, its logits are kept.
 """
 
 from __future__ import annotations
@@ -41,21 +42,23 @@ def _forward(hidden, head, label, chunk):
         logits = _logits(hidden, head)
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         of_label = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
-        return None, (log_sum - of_label, log_sum)
+        return None, (log_sum - of_label, log_sum, logits if keep else None)
 
     size = _chunk_size(hidden, chunk)
-    _, (loss, log_sum) = lax.scan(step, None, (_cut(hidden, size), _cut(label, size)))
-    loss, log_sum = _join(loss, label), _join(log_sum, label)
-    return loss, (hidden, head, label, log_sum)
+    keep = size == hidden.shape[1]
+    parts = (_cut(hidden, size), _cut(label, size))
+    _, (loss, log_sum, logits) = lax.scan(step, None, parts)
+    return _join(loss, label), (hidden, head, label, log_sum, logits)
 
 
 def _backward(chunk, residual, grad):
-    hidden, head, label, log_sum = residual
+    hidden, head, label, log_sum, logits = residual
     word = jnp.arange(head.shape[1])
 
     def step(grad_head, part):
-        hidden, label, log_sum, grad = part
-        probability = jnp.exp(_logits(hidden, head) - log_sum[..., None])
+        hidden, label, grad, log_sum, logits = part
+        logits = _logits(hidden, head) if logits is None else logits
+        probability = jnp.exp(logits - log_sum[..., None])
         slope = grad[..., None] * (probability - (label[..., None] == word))
         slope = slope.astype(hidden.dtype)
         grad_head += _dot("pcm,pcv->mv", hidden, slope)
@@ -63,7 +66,7 @@ def _backward(chunk, residual, grad):
 
     size = _chunk_size(hidden, chunk)
     # padding has a gradient of zero, so whatever it computes adds nothing
-    parts = tuple(_cut(x, size) for x in (hidden, label, log_sum, grad))
+    parts = (*(_cut(x, size) for x in (hidden, label, grad)), log_sum, logits)
     grad_head, grad_hidden = lax.scan(step, jnp.zeros(head.shape, jnp.float32), parts)
     return _join(grad_hidden, hidden), grad_head.astype(head.dtype), None
 

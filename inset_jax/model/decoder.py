@@ -24,10 +24,13 @@ from inset_jax.model.layers import Linear, RmsNorm
 
 ACTIVATION = ("pack", "token", "feature")
 
-# What a layer keeps for its backward pass.
+# What a layer keeps for its backward pass: "dots" computes no product of matrices twice.
 REMAT: dict[str, Callable | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

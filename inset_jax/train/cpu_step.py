@@ -60,7 +60,8 @@ def configuration() -> Config:
         # no picture is read here: the smallest ViT there can be
         model__vit=configs.VitConfig(width=64, layers=1, heads=1, mlp_dim=64),
         model__tokens=configs.TokenConfig(4092, 4093, 4094, 4095),
-        compute=configs.ComputeConfig(dtype="float32", remat="none"),
+        # as in the reference, no product of matrices is computed twice
+        compute=configs.ComputeConfig(dtype="float32", remat="dots"),
         data__capacity=configs.CapacityConfig(
             und=1024, gen=1024, vit=0, cross_entropy=1018, examples=SAMPLES
         ),
