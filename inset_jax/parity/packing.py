@@ -96,7 +96,8 @@ def replay_packing(golden: Golden):
         special["end_of_image"],
     )
     # the geometry that the file's conventions state: tables of 16 x 16, patches of 14 and 16 pixels
-    config = edit(ModelConfig(tokens=tokens), vit__side=16, latents__max_side=16)
+    sides = {"vit__side": 16, "connector_side": 16, "latents__max_side": 16}
+    config = edit(ModelConfig(tokens=tokens), **sides)
     stored, ours = {}, {}
     for case, content in golden.arrays["cases"].items():
         # a JSON list may be ragged; as text it compares exactly and still takes part
