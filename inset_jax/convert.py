@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes are computed, and no accelerator needed
     from inset_jax.checkpoint import errors
+    from inset_jax.core.host import keep_freed_memory
 
+    keep_freed_memory()  # blocks come and go in few sizes: half of the system's time is theirs
     try:
         return COMMANDS[args.command](args)
     except errors.Damaged as error:
@@ -127,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     check = command("verify", "two models tensor by tensor, in either form")
     check.add_argument("a", metavar="A", help="a BAGEL folder or a checkpoint")
     check.add_argument("b", metavar="B", nargs="?", help="the other")
-    check.add_argument("--jobs", type=int, default=2, metavar="N")
+    check.add_argument("--jobs", type=int, default=4, metavar="N", help="workers (default 4)")
     check.add_argument(
         "--activations",
         metavar="GOLDEN",
@@ -144,7 +146,7 @@ def _add_writing(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
     add("target", metavar="DST", help="must be empty, or left by the same command")
     add("--dtype", choices=DTYPES, default="keep", help="of the model; the VAE's stays (keep)")
-    add("--jobs", type=int, default=2, metavar="N", help="workers of about 0.3 GB (default 2)")
+    add("--jobs", type=int, default=4, metavar="N", help="workers of about 0.2 GB (default 4)")
     add("--dry-run", action="store_true", help="check names and shapes, write nothing")
     add("--quiet", action="store_true", help="no progress")
 

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10, help="cpu-step: step and multiply each")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 6], help="convert: sizes")
     parser.add_argument("--scratch", type=pathlib.Path, default="out", help="convert: disk space")
-    parser.add_argument("--jobs", type=int, default=2, help="convert: workers")
+    parser.add_argument("--jobs", type=int, default=4, help="convert: workers")
     parser.add_argument("--small", action="store_true", help="convert: megabytes, to try it out")
     parser.add_argument("--plot", metavar="PNG", type=pathlib.Path, help="convert: memory curves")
     options = parser.parse_args(arguments)

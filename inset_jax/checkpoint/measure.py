@@ -157,7 +157,7 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def both_ways(
-    scratch: pathlib.Path, layers: int, jobs: int = 2, is_small: bool = False
+    scratch: pathlib.Path, layers: int, jobs: int = 4, is_small: bool = False
 ) -> dict[str, Any]:
     """Converts made-up weights there and back, beside plain copies; removes them again.
 

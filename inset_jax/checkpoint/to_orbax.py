@@ -23,7 +23,7 @@ MARGIN = 64 << 20  # bytes of room beside the parameters: descriptions, side fil
 class Manner(NamedTuple):
     """How a conversion runs; nothing here changes what it writes."""
 
-    jobs: int = 2
+    jobs: int = 4
     dry_run: bool = False
     progress: Callable[[str, int], Progress] = lambda what, total: Progress(what, total, quiet=True)
 

@@ -3,34 +3,13 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from inset_jax.checkpoint import convert, names
 from inset_jax.core.config import edit
+from tests.checkpoint.folders import cast, change, shard
 
 GATE = "language_model.model.layers.1.mlp.gate_proj.weight"
-
-
-def change(folder, edit_tensors, file="ema.safetensors"):
-    found = load_file(folder / file)
-    edit_tensors(found)
-    save_file(found, folder / file, metadata={"format": "pt"})
-
-
-def cast(folder, dtype, file="ema.safetensors"):
-    change(folder, lambda t: t.update({k: v.astype(dtype) for k, v in t.items()}), file)
-
-
-def shard(folder, count=3):
-    found = load_file(folder / "ema.safetensors")
-    (folder / "ema.safetensors").unlink()
-    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    place = {name: files[i % count] for i, name in enumerate(found)}
-    for file in files:
-        save_file({n: t for n, t in found.items() if place[n] == file}, folder / file)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": place}))
-    return files
 
 
 def same(a, b):

@@ -1,8 +1,6 @@
 import dataclasses
 import json
-import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -190,22 +188,6 @@ def test_another_model_is_refused_by_its_sizes(tmp_path, state):
         store.restore(tmp_path, wanted)
     with pytest.raises(ValueError, match="step 6 has no ema; it has params"):
         store.restore(save(tmp_path, {"params": state["params"]}, 6), shapes(state))
-
-
-@pytest.fixture(params=["full disk", "file size limit"])
-def cramped(request, tmp_path):
-    """A folder in which one small checkpoint fits, and a large one does not."""
-    if request.param == "file size limit":
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-        yield tmp_path, "File too large"
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        return
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield tmp_path, "No space left on device"
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_a_save_that_does_not_fit_leaves_the_previous_one_intact(cramped, state):
