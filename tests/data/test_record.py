@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,6 +54,13 @@ def test_examples_come_back_as_they_were_and_in_order(folder):
         assert same(records[number], example(f"n{number}"))
     assert same(open_records(folder, "validation")[0], example("é"))
     assert same(open_records(f"{folder}#validation")[0], example("é"))
+
+
+def test_threads_read_side_by_side(folder):
+    records = open_records(folder, "train")
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda n: records[n % 300], range(1200)))
+    assert all(same(e, example(f"n{n % 300}")) for n, e in enumerate(found))
 
 
 def test_an_image_shown_twice_is_stored_once(folder):
