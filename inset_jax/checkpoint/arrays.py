@@ -93,11 +93,12 @@ def _rows(size: int, piece: int, most: int) -> tuple[int, int]:
     return even, even
 
 
-def encode(cut: Cut, block: np.ndarray) -> bytes:
-    """Returns the file of a block: a part of the parameter as large as a file, or less at an end.
+def encode(cut: Cut, block: np.ndarray) -> np.ndarray:
+    """Returns the file of a block, as uint8.
 
     Args:
-      block: of the cut's dtype; strides are free. A stacked parameter's block has no layer dim.
+      block: a part of the parameter as large as a file, or less at an end, of the cut's dtype;
+        strides are free. A stacked parameter's block has no layer dim.
     """
     assert block.dtype == cut.dtype, (block.dtype, cut.dtype)
     pieces, piece, file = cut.pieces, cut.piece, cut.file
@@ -119,7 +120,7 @@ def encode(cut: Cut, block: np.ndarray) -> bytes:
     size = math.prod(piece) * cut.dtype.itemsize
     index = np.stack([np.arange(count) * size, np.full(count, size)], axis=1).astype("<u8")
     buffer[numbers * cut.dtype.itemsize :] = index.reshape(-1).view(np.uint8)
-    return buffer.tobytes()
+    return buffer
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from inset_jax.checkpoint import arrays, digest, errors
+from inset_jax.checkpoint import arrays, digest, errors, place
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.streaming import Work
 
@@ -61,7 +61,7 @@ def complete(
     work.step.write(COMMITTED, f"Checkpoint commit was successful to {target.name}".encode())
     if target.local is not None:
         os.rename(target.local / TEMPORARY, target.local / STEP)
-        sync_folder(target.local)
+        place.sync_folder(target.local)
     work.journal.close()
 
 
@@ -101,15 +101,6 @@ def step_place(target: Place) -> Place:
 def is_complete(target: Place) -> bool:
     """Whether all is written, though the marker may still be there."""
     return target.inside(STEP).read(COMMITTED) is not None
-
-
-def sync_folder(folder: os.PathLike) -> None:
-    """Brings a folder's names to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_room(target: Place, needed: int) -> None:

@@ -1,7 +1,7 @@
-"""A folder that TensorStore reads and writes: on this machine, or gs://, s3://, memory://.
+"""A folder on this machine, or one that TensorStore knows by a URL: gs://, s3://, memory://.
 
-Everything a conversion writes into a checkpoint goes through here, so that one code path serves all
-of them. A write is whole or not at all, and on disk when the call returns.
+Everything a conversion writes into a checkpoint goes through here, so that what is above does not
+know the difference. A write is whole or not at all, and on the disk when the call returns.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import zlib
 
+import numpy as np
 import tensorstore as ts
 
 from inset_jax.checkpoint import errors
+
+WRITING = ".writing"  # ends the name of a local file that is not whole
+BLOCK = 1 << 20  # bytes compared at once: they stay in a core's cache
 
 
 @functools.cache
@@ -57,18 +62,48 @@ class Place:
             raise ValueError(f"{self.name}/{key}: {errors.reason(error)}") from error
         return bytes(found.value) if found.state == "value" else None
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes | np.ndarray) -> None:
         """Writes a file.
+
+        Args:
+          data: bytes, or an array of uint8.
 
         Raises:
           Unwritable: the disk is full, the place may not be written, ...
         """
         try:
-            self._store.write(key, data).result()
+            if self.local is None:
+                self._store.write(key, bytes(data)).result()
+            else:  # TensorStore would copy the data twice more
+                _write(self.local / key, memoryview(data))
         except (ValueError, OSError) as error:
             raise errors.Unwritable(
                 f"{self.name}/{key} cannot be written: {errors.reason(error)}"
             ) from error
+
+    def check(self, key: str, data: np.ndarray) -> int:
+        """Reads a file back; returns the CRC-32 of what was read.
+
+        Raises:
+          Unwritable: it is not the data.
+        """
+        crc, done = 0, 0
+        for block in self._blocks(key):
+            if not np.array_equal(block, data[done : done + len(block)]):
+                break
+            crc, done = zlib.crc32(block, crc), done + len(block)
+        if done != len(data):
+            raise errors.Unwritable(f"{self.name}/{key}: was read back otherwise than written")
+        return crc
+
+    def _blocks(self, key: str):
+        if self.local is None:
+            yield np.frombuffer(self.read(key) or b"", np.uint8)
+            return
+        buffer = np.empty(BLOCK, np.uint8)
+        with open(self.local / key, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                yield buffer[:count]
 
     def keys(self, prefix: str = "") -> list[str]:
         """Returns the files inside whose key begins so, sorted."""
@@ -76,7 +111,7 @@ class Place:
             found = self._store.list(_range(prefix)).result()
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.name}: {errors.reason(error)}") from error
-        return sorted(key.decode() for key in found)
+        return sorted(key.decode() for key in found if not key.endswith(WRITING.encode()))
 
     def remove(self, prefix: str) -> None:
         """Removes the files whose key begins so."""
@@ -84,6 +119,29 @@ class Place:
             self._store.delete_range(_range(prefix)).result()
         except (ValueError, OSError) as error:
             raise errors.Unwritable(f"{self.name}: {errors.reason(error)}") from error
+
+
+def _write(path: pathlib.Path, data: memoryview) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + WRITING)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Brings a local folder's names to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _range(prefix: str) -> ts.KvStore.KeyRange:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.checkpoint import arrays, errors, hashes, names, tensors
+from inset_jax.checkpoint import arrays, hashes, names, tensors
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.plan import Feed, Plan
 from inset_jax.checkpoint.progress import Progress
@@ -165,16 +164,17 @@ def _put(
     return files, 0
 
 
-def _write(item: Place, key: str, data: bytes) -> Written:
+def _write(item: Place, key: str, data: np.ndarray) -> Written:
     item.write(key, data)
-    if item.read(key) != data:
-        raise errors.Unwritable(f"{item.name}/{key}: was read back otherwise than written")
-    return Written(key, len(data), zlib.crc32(data))
+    return Written(key, len(data), item.check(key, data))
 
 
 def count_broken(numbers: np.ndarray) -> int:
     """Returns how many numbers are infinite or none; a fast pass where there are none."""
     mask = EXPONENT[numbers.dtype.name]
     bits = np.atleast_1d(numbers).view(f"u{numbers.dtype.itemsize}")
-    size = bits & bits.dtype.type((1 << 8 * bits.itemsize - 1) - 1)  # all but the sign
-    return int(np.sum(size >= mask)) if int(np.max(size, initial=0)) >= mask else 0
+    sign = 1 << 8 * bits.itemsize - 1
+    signed = bits.view(f"i{bits.itemsize}")  # its largest is the largest positive number
+    if np.max(bits, initial=0) < mask | sign and np.max(signed, initial=0) < mask:
+        return 0
+    return int(np.sum((bits & bits.dtype.type(sign - 1)) >= mask))

@@ -283,13 +283,11 @@ class _Writer:
         row *= _dtype(self.source, name, self.options).itemsize
         offset, size = file.offsets[name] + start * row, (stop - start) * row
         numbers = future.result()
+        data = None if known else numbers.reshape(-1).view(np.uint8)
         if not known:
-            data = memoryview(numbers.reshape(-1).view(np.uint8))
-            _write_all(self.handle, data, offset)
-        back = _read_all(self.handle, size, offset)
-        if not known and back != data:
+            _write_all(self.handle, memoryview(data), offset)
+        if not _hash_back(self.handle, offset, size, data, digest):
             raise errors.Unwritable(f"{file.name}: {name} was read back otherwise than written")
-        digest.update(back)
         (self.progress.skip if known else self.progress.add)(size)
         if stop == entry.rows and not known:
             self.journal.add(name, size)
@@ -315,7 +313,7 @@ class _Writer:
             if not path.exists():
                 os.rename(path.with_name(file.name + PARTIAL), path)
         self.target.write(provenance.KEPT, (json.dumps(chain, indent=1) + "\n").encode())
-        finish.sync_folder(self.target.local)
+        place.sync_folder(self.target.local)
         self.journal.close()
 
 
@@ -332,12 +330,15 @@ def _write_all(handle: int, data: memoryview, offset: int) -> None:
         data, offset = data[count:], offset + count
 
 
-def _read_all(handle: int, size: int, offset: int) -> memoryview:
-    buffer = np.empty(size, np.uint8)
-    view, done = memoryview(buffer), 0
+def _hash_back(handle: int, offset: int, size: int, data: np.ndarray | None, digest) -> bool:
+    """Reads what was written into a hash; returns whether it is the data, where that is known."""
+    buffer, done = np.empty(place.BLOCK, np.uint8), 0
     while done < size:
-        count = os.preadv(handle, [view[done:]], offset + done)
+        count = os.preadv(handle, [buffer[: min(place.BLOCK, size - done)]], offset + done)
         if not count:
             raise OSError("the file got shorter while it was written")
+        if data is not None and not np.array_equal(buffer[:count], data[done : done + count]):
+            return False
+        digest.update(buffer[:count])
         done += count
-    return view
+    return True
