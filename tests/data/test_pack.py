@@ -187,9 +187,9 @@ def test_a_pack_of_32k_tokens_takes_milliseconds():
     capacity = CapacityConfig(16384, 17408, 16384, 64, 32)
     best = np.inf
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: others may keep the cores busy
         pack = assemble(layout(examples, ModelConfig()), capacity, ModelConfig())
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert np.sum(pack.und_example >= 0) + np.sum(pack.gen_example >= 0) > 30000
     assert best < 0.05, f"{best * 1e3:.1f} ms"  # about 5 on an idle core
 
