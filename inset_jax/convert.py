@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     _add_params(inward)
     _add_cut(inward)
     inward.add_argument(
-        *("--rename", "--renames"),
+        "--rename",
         dest="renames",
         metavar="OLD=NEW",
         action="append",

@@ -123,9 +123,10 @@ class Generator:
     def settings(self, guidance_mode: str = "", task: str = "image") -> SampleConfig:
         """The settings a call gets that asks for nothing: the run's, or the mode's preset.
 
-        A BAGEL folder says nothing about sampling and gets BAGEL's guidance.
+        A BAGEL folder, converted or not, says nothing about sampling and gets BAGEL's guidance.
         """
-        trained = self.info["kind"] != "bagel"
+        converted = "weights" in self.info.get("meta", {})  # which a run's meta has not
+        trained = self.info["kind"] != "bagel" and not converted
         mode = guidance_mode or (self.config.sample.guidance if trained else "bagel")
         if trained and mode == self.config.sample.guidance:
             return self.config.sample

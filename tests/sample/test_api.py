@@ -80,6 +80,9 @@ def test_settings_are_the_runs_or_the_modes(generator, monkeypatch):
     assert generator.settings("inset") == SampleConfig()
     with pytest.raises(ValueError, match="'cfg'"):
         generator.settings("cfg")
+    converted = {"kind": "checkpoint", "path": "x", "meta": {"weights": "ema"}}
+    monkeypatch.setattr(generator, "info", converted)
+    assert generator.settings().guidance == "bagel"
 
 
 def test_a_drawing_that_is_not_finite_is_an_error(generator, monkeypatch):
