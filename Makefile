@@ -2,6 +2,7 @@
 # setup.py at the tested versions; a second call starts at once.
 
 PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
 VENV := .venv
 RUN := JAX_PLATFORMS=cpu $(VENV)/bin/python
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
