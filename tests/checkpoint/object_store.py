@@ -57,12 +57,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = call
 
 
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 256  # TensorStore opens many connections at once
+
+
 def described(name, body):
     return {"name": name, "generation": "1", "metageneration": "1", "size": str(len(body))}
 
 
 def serve():
     """Starts the store on a free port; returns the server."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
