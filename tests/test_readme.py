@@ -5,18 +5,23 @@ A block of commands carries a comment on the line above it:
     <!-- ci -->               .ci/run runs these very lines
     <!-- test: A => B | ... -->   this test runs them, A replaced by B (shorter, smaller)
 
-The blocks run in order, in one folder that looks like a clone after `make demo` (shortened).
+The blocks run in order, in one folder that looks like a clone after `make demo` (shortened), with a
+very small BAGEL-7B-MoT in it.
 """
 
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
+
+from inset_jax.checkpoint.bagel import config_from_bagel
+from inset_jax.data.text import make_small_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```bash\n(?P<lines>.*?)```", re.S)
@@ -86,6 +91,11 @@ def clone(tmp_path_factory):
         for n in range(4)
     ]
     (folder / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    weights = folder / "BAGEL-7B-MoT"
+    shutil.copytree(ROOT / "tests" / "golden" / "tiny_a" / "ckpt", weights)
+    config = config_from_bagel(weights)
+    words = make_small_tokenizer([row["text"]], config.llm.vocab_size, config.tokens)
+    words.save(weights / "tokenizer.json")
     return folder
 
 

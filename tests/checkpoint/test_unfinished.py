@@ -93,7 +93,7 @@ def test_a_killed_conversion_is_refused_and_goes_on_where_it_was(tmp_path, tiny,
     flags = ["--checkpoint", str(target), "--prompt", "A cat", "--out", str(tmp_path / "x.png")]
     assert generate.main(flags) == 1 and "is unfinished" in capsys.readouterr().err
     done = journal(target)
-    assert 10 < len(done) < 287
+    assert 3 < len(done) < 287
     assert describe.describe(target)["tensors_done"] == len(done)
     item = target / finish.TEMPORARY / "params"
     files = {key: (item / key).stat().st_mtime_ns for files in done.values() for key, *_ in files}
@@ -111,7 +111,7 @@ def test_a_killed_way_back_is_refused_and_goes_on_where_it_was(tmp_path, convert
     assert refused_by_every_reader(target)
     assert not list(target.glob("*.safetensors"))  # for BAGEL's own reader: under another name
     done = journal(target)
-    assert 10 < len(done) < 287
+    assert 3 < len(done) < 287
     written = []
     real = to_bagel._write_all
     monkeypatch.setattr(
