@@ -90,7 +90,7 @@ def experiment() -> Config:
         ),
         loss=LossConfig(timestep_shift=4.0),
         run=RunConfig(
-            steps=1500,
+            steps=1000,
             log_every=25,
             save_every=250,
             validate_every=250,

@@ -28,7 +28,7 @@ ENCODED_AT_ONCE = 32  # pictures
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
     parser.add_argument("--held-out", type=int, default=48, help="sentences to draw")
     parser.add_argument("--steps", type=int, default=0, help="updates; 0: the config's")
     options = parser.parse_args(arguments)
