@@ -186,8 +186,6 @@ class _Writer:
         source = self.source
         content = source.folder.read(f"{source.step}/digests.json") or b""
         work = {
-            "checkpoint": source.path,
-            "step": source.step,
             "content": hashlib.sha256(content).hexdigest(),
             "options": self.options._asdict(),
             "versions": [inset_jax.__version__, names.VERSION],

@@ -108,7 +108,7 @@ def run(
 
 def identity(plan: Plan, source: tensors.Tensors, options: Options) -> dict[str, Any]:
     """Returns what makes two conversions the same."""
-    stats = {str(path): path.stat() for path in source.files}
+    stats = {str(path.absolute()): path.stat() for path in source.files}
     return {
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
         "options": options._asdict(),
