@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -82,14 +83,14 @@ def clone(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     bash(folder, "python -m tools.demo --scenes 64 --held-out 2 --steps 8")
     assert "<html" in (folder / "out" / "demo.html").read_text()
-    for name, colour in (("cat", "orange"), ("bench", "brown"), ("cat_on_bench", "teal")):
+    for name, colour in (("cat", "orange"), ("bench", "brown")):
         Image.new("RGB", (64, 64), colour).save(folder / f"{name}.png")
-    row = {"text": "A [img:cat.png] on a [img:bench.png]", "target": "cat_on_bench.png"}
-    rows = [
-        row | {"id": f"{split}-{n}", "split": split}
-        for split in ("train", "validation")
-        for n in range(4)
-    ]
+    rows = []
+    for n in range(8):  # eight pictures that are not alike
+        small = np.random.default_rng(n).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((64, 64)).save(folder / f"{n}.png")
+        row = {"text": "A [img:cat.png] on a [img:bench.png]", "target": f"{n}.png"}
+        rows.append(row | {"split": "train" if n < 4 else "validation"})
     (folder / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     weights = folder / "BAGEL-7B-MoT"
     shutil.copytree(ROOT / "tests" / "golden" / "tiny_a" / "ckpt", weights)
@@ -106,3 +107,5 @@ def test_every_other_block_runs(clone):
             bash(clone, shortened(mark, lines))
     with Image.open(clone / "out" / "mine.png") as picture:
         assert picture.size == (64, 64) and "prompt" in picture.info
+    assert (clone / "runs" / "mine" / "report" / "report.png").exists()
+    assert (clone / "runs" / "mine" / "pack" / "pack.html").exists()

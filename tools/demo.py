@@ -16,13 +16,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
 ARTWORK = "assets/demo"
 AUTOENCODER = "assets/demo/ae.safetensors"
 CONFIG = "configs/demo.py"
 SEED = 0
-ENCODED_AT_ONCE = 32  # pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,26 +79,11 @@ def build_world(folder: pathlib.Path, scenes: int, held_out: int) -> list:
 
 
 def encoder(config):
-    """The shipped autoencoder as a function uint8 [B, H, W, 3] -> moments [B, 2, h, w, c]."""
-    import jax
-
+    """The shipped autoencoder's first half."""
     from inset_jax.checkpoint import convert
-    from inset_jax.model import vae
+    from inset_jax.train.moments import Encoder
 
-    definition, _ = vae.abstract(config.vae)
-    params = convert.load_autoencoder(AUTOENCODER, config)
-    moments = jax.jit(lambda p, x: vae.bind(definition, p).encode_moments(x / 127.5 - 1))
-
-    def encode(pictures: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(pictures), ENCODED_AT_ONCE):
-            some = pictures[start : start + ENCODED_AT_ONCE]
-            filled = np.zeros((ENCODED_AT_ONCE, *some.shape[1:]), np.float32)
-            filled[: len(some)] = some
-            parts.append(np.stack(moments(params, filled), axis=1)[: len(some)])
-        return np.concatenate(parts)
-
-    return encode
+    return Encoder(config.vae, convert.load_autoencoder(AUTOENCODER, config))
 
 
 def train_command(folder: pathlib.Path, steps: int) -> list[str]:

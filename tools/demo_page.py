@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from inset_jax.core import page
 from inset_jax.engine import artwork
 from inset_jax.engine.judge import judge
-from inset_jax.evaluate import held_out, page
+from inset_jax.evaluate import held_out
 from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, SWAPPED
 
 BATCH = 8  # sentences in one run
@@ -68,7 +69,7 @@ def measure(results: Results, scenes: Sequence) -> dict[str, Figures]:
             for verdict in judge(scene, np.asarray(drawing), candidates)
         ]
         psnr = [
-            page.psnr(drawing, sentence.target)
+            held_out.psnr(drawing, sentence.target)
             for drawing, sentence in zip(drawings, results.sentences, strict=True)
         ]
         figures[condition] = Figures(

@@ -21,18 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     from inset_jax.data.record import write_records
     from inset_jax.engine import artwork, world_records
 
+    def examples(split: str, count: int):
+        drawn = world_records.scenes(art, split, options.seed, count)
+        for number, scene in enumerate(drawn):
+            yield world_records.to_example(scene, f"{split}-{number}")
+
     try:
         art = artwork.load(options.artwork)
-        splits = {
-            split: (
-                world_records.to_example(scene, f"{split}-{number}")
-                for number, scene in enumerate(
-                    world_records.scenes(art, split, options.seed, count)
-                )
-            )
-            for split, count in (("train", options.train), ("validation", options.validation))
-        }
-        write_records(options.out, splits)
+        counts = {"train": options.train, "validation": options.validation}
+        write_records(options.out, {split: examples(split, n) for split, n in counts.items()})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ file has neither.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -66,6 +67,31 @@ def save(
     # safetensors' own writer makes files that only their owner can read
     beside.write_bytes(to_bytes(tensors, metadata={"format": "pt", **texts}))
     os.replace(beside, file)
+
+
+def digest(params: Mapping[str, Any]) -> str:
+    """Names an encoder: 16 hexadecimal digits of a SHA-256 over its float32 parameters.
+
+    Stored latents carry it (`data.record.Segment.moments_vae`). The decoder, and the latents' scale
+    and shift, do not count: moments do not depend on them.
+
+    Args:
+      params: the autoencoder's tree, on the host or on any mesh.
+    """
+    total = hashlib.sha256()
+    for path, leaf in sorted(names.flatten(params["encoder"]).items()):
+        array = np.ascontiguousarray(_on_host(leaf), np.float32)
+        total.update(f"{path} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def _on_host(leaf) -> np.ndarray:
+    if getattr(leaf, "is_fully_addressable", True):
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def read_config(file: str | pathlib.Path) -> VaeConfig | None:

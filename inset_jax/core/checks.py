@@ -6,9 +6,12 @@ Each says what was found, why it cannot work, and what to do. `check` reports al
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
 from inset_jax.core.config import AutoencoderConfig, Config, SizeLimits
+
+DIGEST = re.compile("[0-9a-f]{16}")
 
 # fields that name one of a few things
 CHOICES = {
@@ -34,7 +37,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "model.latents", "patch max_side"),
     (1, None, "compute", "cross_entropy_chunk"),
     (1, None, "data", "packs max_example_tokens"),
-    (0, None, "data", "workers prefetch"),
+    (0, None, "data", "workers prefetch max_side"),
     (1, None, "data.capacity", "und gen vit cross_entropy examples"),
     (0, 1, "data.dropout", "example_text example_images example_both"),
     (0, 1, "data.dropout", "segment_text segment_vit segment_vae"),
@@ -238,6 +241,17 @@ def _data(config: Config) -> Iterator[str]:
         )
     if data.weights and (min(data.weights) < 0 or sum(data.weights) <= 0):
         yield f"data.weights={data.weights}: none may be negative, one must be positive"
+    if data.moments not in ("own", "none") and not DIGEST.fullmatch(data.moments):
+        yield (
+            f"data.moments={data.moments!r}: expected own, none, or the digest of an autoencoder "
+            "(16 hexadecimal digits)"
+        )
+    if 0 < data.max_side < max(data.vae_size.max_side, data.vit_size.max_side):
+        yield (
+            f"data.max_side={data.max_side}: records would be smaller than data.vae_size.max_side="
+            f"{data.vae_size.max_side} or data.vit_size.max_side={data.vit_size.max_side}: raise "
+            "the first or lower these"
+        )
     drops = data.dropout
     total = drops.example_text + drops.example_images + drops.example_both
     if total > 1 + 1e-9:

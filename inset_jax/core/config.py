@@ -171,6 +171,8 @@ class DataConfig:
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     max_example_tokens: int = 16384
     posterior: str = "sample"  # "sample" or "mean" of the VAE's posterior
+    moments: str = "own"  # stored latents to use: of the run's "own" VAE, "none", or a digest
+    max_side: int = 2048  # pixels a side that records keep when they are built; 0 keeps any
     workers: int = 0  # Grain worker processes; 0 reads in the main process
     prefetch: int = 2  # batches held ready (by each worker process)
     on_bad_record: str = "stop"  # "stop" or "replace"

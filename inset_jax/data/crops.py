@@ -17,7 +17,7 @@ from PIL import Image
 from inset_jax.core.config import CropConfig
 from inset_jax.data import image
 from inset_jax.data.keyed import keyed
-from inset_jax.data.record import open_records
+from inset_jax.data.record import is_records, open_records, split_path
 
 LATENT_KINDS = ("target", "vae")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -117,7 +117,7 @@ def _with_short_side(picture: Image.Image, short: int) -> Image.Image:
 
 
 def _is_records(folder: str) -> bool:
-    return (pathlib.Path(folder.partition("#")[0]) / "dataset_info.json").is_file()
+    return is_records(split_path(folder)[0])
 
 
 def _files(folder: str) -> list[pathlib.Path]:

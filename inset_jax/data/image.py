@@ -10,14 +10,26 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from inset_jax.core.config import SizeLimits
+from inset_jax.core.config import DataConfig, SizeLimits
 
 MAX_SOURCE_PIXELS = 2**27  # 134 megapixels: 400 MB decoded; a header that promises more is a bomb
+JPEG_QUALITY = 95
+
+
+class Keep(NamedTuple):
+    """What records keep of a picture."""
+
+    max_side: int = DataConfig().max_side  # pixels; 0 keeps any
+    format: str = "jpeg"  # of what had to be resized: "jpeg" or "png"
+
+
+KEEP = Keep()
 
 
 def load(source, name: str = "") -> Image.Image:
@@ -131,6 +143,35 @@ def resize_to(image: Image.Image, width: int, height: int) -> np.ndarray:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def store(data: bytes, name: str, keep: Keep = KEEP) -> tuple[bytes, int, int]:
+    """Returns what a record holds of an encoded picture: bytes, width and height as it is shown.
+
+    Up to `keep.max_side` the very bytes of the file; beyond it one resize with PIL's antialiased
+    bicubic, as a JPEG of high quality without chroma subsampling, or as a PNG.
+
+    Raises:
+      ValueError: as `load`; the whole picture is decoded.
+    """
+    decoded = load(data, name)
+    width, height = decoded.size
+    scale = keep.max_side / max(width, height)
+    if not keep.max_side or scale >= 1:
+        return data, width, height
+    width, height = (max(1, round(side * scale)) for side in decoded.size)
+    smaller = Image.fromarray(resize_to(decoded, width, height))
+    return encode(smaller, keep.format), width, height
+
+
+def encode(picture: Image.Image, kind: str) -> bytes:
+    """Returns an RGB picture as a file of bytes: "jpeg" of high quality, or "png"."""
+    stream = io.BytesIO()
+    if kind == "png":
+        picture.save(stream, "PNG", compress_level=3)
+    else:
+        picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return stream.getvalue()
 
 
 def normalize(pixels: np.ndarray) -> np.ndarray:

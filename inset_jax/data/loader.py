@@ -160,6 +160,18 @@ class Loader:
         self._step += 1
         return batch
 
+    def items(self, number: int) -> tuple[list[list[Item]], list[tuple[str, str]]]:
+        """Prepares pack `number` of the plan: the items of its examples, their ids and kinds.
+
+        Raises:
+          ValueError: a record cannot be used and data.on_bad_record is "stop".
+        """
+        return self._make.items(self.plan.pack(number), [])
+
+    @property
+    def tokenizer(self) -> text.Tokenizer:
+        return self._make.tokenizer
+
     def close(self) -> None:
         """Ends the threads or worker processes; the loader can go on, which starts new ones."""
         if self._iterator is not None:
@@ -197,7 +209,7 @@ class _BatchMaker:
 
     def __init__(self, config: Config, plan: Plan, records: Sequence, tokenizer, shard: range):
         self._config, self._plan, self._shard = config, plan, shard
-        self._records, self._tokenizer = records, tokenizer
+        self._records, self.tokenizer = records, tokenizer
 
     def __call__(self, step: int) -> HostBatch | _Failure:
         try:
@@ -211,7 +223,7 @@ class _BatchMaker:
         packs, pictures, examples, faults = [], [], [], []
         for own, number in enumerate(self._shard):
             draws = self._plan.pack(step * self._config.data.packs + number)
-            items, names = self._items(draws, faults)
+            items, names = self.items(draws, faults)
             laid = layout(items, self._config.model, [name for name, _ in names])
             reweight = self._config.loss.cross_entropy_reweighting
             packs.append(assemble(laid, self._config.data.capacity, self._config.model, reweight))
@@ -223,7 +235,7 @@ class _BatchMaker:
             examples.append(names)
         return HostBatch(stack(packs), pictures, examples, step, faults)
 
-    def _items(self, draws: list[Draw], faults: list[Fault]):
+    def items(self, draws: list[Draw], faults: list[Fault]):
         """Prepares the examples of one pack; bad ones are replaced if the config says so."""
         items, names = [], []
         for place, draw in enumerate(draws):
@@ -261,7 +273,7 @@ class _BatchMaker:
     def _prepare(self, draw: Draw) -> list[Item]:
         index = self._plan.indexes[draw.data_set]
         example = self._records[draw.data_set][index.number[draw.example]]
-        outline = prepare.outline(example, self._tokenizer, self._config)
+        outline = prepare.outline(example, self.tokenizer, self._config)
         dropped = self._plan.dropped(draw)
         try:
             return prepare.fill(example, outline, dropped, self._config, draw.epoch)

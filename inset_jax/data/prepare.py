@@ -18,14 +18,19 @@ ITEM_KIND = {"text": "text", "vit": "vit", "vae": "clean", "target": "target"}
 
 
 def outline(example: Example, tokenizer: Tokenizer, config: Config) -> list[Item]:
-    """Returns one item a segment with its ids or its size; nothing is decoded or drawn.
+    """Returns one item a segment with its ids or its size; nothing is decoded or drawn."""
+    images = sharing(example)
+    return [_outline(segment, tokenizer, config, images) for segment in example.segments]
 
-    In an example without a target all images share one budget of pixels, as BAGEL's understanding
-    data do; elsewhere each has its own.
+
+def sharing(example: Example) -> int:
+    """Returns how many images share one budget of pixels.
+
+    In an example without a target all do, as in BAGEL's understanding data; elsewhere each has its
+    own.
     """
     images = sum(segment.kind == "vit" for segment in example.segments)
-    sharing = 1 if example.has_target else max(images, 1)
-    return [_outline(segment, tokenizer, config, sharing) for segment in example.segments]
+    return 1 if example.has_target else max(images, 1)
 
 
 def _outline(segment: Segment, tokenizer: Tokenizer, config: Config, sharing: int) -> Item:
@@ -33,14 +38,20 @@ def _outline(segment: Segment, tokenizer: Tokenizer, config: Config, sharing: in
         label = config.model.tokens.image_start if segment.draws else -1
         ids = tokenizer.encode(segment.text)
         return Item("text", ids=ids, loss=segment.loss, special_label=label)
-    limits, stride = limits_of(segment.kind, config)
-    width, height = image.resized_size(segment.width, segment.height, limits, sharing)
+    width, height = training_size(segment, config, sharing)
+    stride = limits_of(segment.kind, config)[1]
     return Item(
         ITEM_KIND[segment.kind],
         size=(height // stride, width // stride),
         opens=segment.opens,
         frame_delta=segment.frame_delta or None,
     )
+
+
+def training_size(segment: Segment, config: Config, sharing: int) -> tuple[int, int]:
+    """Returns the width and height that an image segment is resized to."""
+    limits, _ = limits_of(segment.kind, config)
+    return image.resized_size(segment.width, segment.height, limits, sharing)
 
 
 def limits_of(kind: str, config: Config) -> tuple[SizeLimits, int]:
@@ -78,7 +89,7 @@ def fill(
             )
         if item.kind != "vit":
             item = item._replace(posterior_noise=_posterior_noise(item, config, random))
-        if _moments_fit(segment, item, config.model):
+        if _moments_fit(segment, item, config):
             latent = latent_tokens(segment.moments, item.posterior_noise, config.model)
             result.append(item._replace(latent=latent))
             continue
@@ -112,11 +123,12 @@ def _pixels(decoded, kind: str, item: Item, config: Config) -> np.ndarray:
     return image.resize_to(decoded, columns * stride, rows * stride)
 
 
-def _moments_fit(segment: Segment, item: Item, config: ModelConfig) -> bool:
-    """Whether precomputed moments are those of this size and this autoencoder's shape."""
+def _moments_fit(segment: Segment, item: Item, config: Config) -> bool:
+    """Whether precomputed moments are those of this size and of the run's own autoencoder."""
     if item.kind == "vit" or segment.moments is None:
         return False
-    return segment.moments.shape == (2, *item.posterior_noise.shape)
+    is_own = segment.moments_vae == config.data.moments
+    return is_own and segment.moments.shape == (2, *item.posterior_noise.shape)
 
 
 def latent_tokens(moments: np.ndarray, noise: np.ndarray, config: ModelConfig) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Records: what an example is on disk. Schema version 1.
+"""Records: what an example is on disk. Schema version 2; docs/data.md has it as a table.
 
 An example is a list of segments in reading order and some facts about it:
 
-    id        unique in its data set          version   1
+    id        unique in its split             version   2
     kind      what it teaches: "t2i", "image-interleaved", "video-interleaved", "editing",
               "understanding", ...; losses are reported by it
     source    where it is from                licence   under which terms
@@ -20,9 +20,13 @@ An example is a list of segments in reading order and some facts about it:
         frame_delta  video); positions from this frame to the next, 0 for no video
         moments      of a clean or target image, if precomputed, else None: mean and log variance of
                      the autoencoder at the training size, float16 [2, rows, columns, channels]
+        moments_vae  digest of the encoder that made them (`checkpoint.autoencoder.digest`); they
+                     are used where it is the digest of the run's own
 
 On disk: ArrayRecord shards of a TensorFlow Datasets folder (no TensorFlow needed). An image that
 several segments show (a source as ViT patches and as latents) is stored once.
+
+Version 1 had no `moments_vae`: its records are read, their moments fit no autoencoder.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy as safetensors
 
-VERSION = 1
+VERSION = 2  # that is written
+READABLE = (1, 2)
 SEGMENT_KINDS = ("text", "vit", "vae", "target")
 
 
@@ -57,6 +62,7 @@ class Segment:
     opens: bool = True
     frame_delta: int = 0
     moments: np.ndarray | None = None
+    moments_vae: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ def check(example: Example) -> None:
         where = f"{example.id}: segment {number} ({segment.kind})"
         if segment.kind not in SEGMENT_KINDS:
             raise ValueError(f"{where}: expected one of {', '.join(SEGMENT_KINDS)}")
+        if segment.moments is not None:
+            _check_moments(segment, where)
         if segment.kind == "text":
             if segment.image or not segment.opens:
                 raise ValueError(f"{where}: a text has no image and continues nothing")
@@ -103,6 +111,16 @@ def check(example: Example) -> None:
             raise ValueError(
                 f"{where}: continues the segment before it, which is {before or 'none'}"
             )
+
+
+def _check_moments(segment: Segment, where: str) -> None:
+    if segment.kind not in ("vae", "target"):
+        raise ValueError(f"{where}: moments belong to clean and target images")
+    if not segment.moments_vae:
+        raise ValueError(f"{where}: moments without the digest of their autoencoder")
+    if segment.moments.ndim != 4 or segment.moments.shape[0] != 2:
+        shape = segment.moments.shape
+        raise ValueError(f"{where}: moments are [2, rows, columns, channels], found {shape}")
 
 
 def to_features(example: Example) -> dict:
@@ -132,8 +150,9 @@ def from_features(features: Mapping) -> Example:
       ValueError: another version of the schema, or a damaged record.
     """
     text = lambda value: value.decode() if isinstance(value, bytes) else str(value)
-    if int(features["version"]) != VERSION:
-        raise ValueError(f"schema version {features['version']}, this program reads {VERSION}")
+    if int(features["version"]) not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise ValueError(f"schema version {features['version']}, this program reads {known}")
     columns = features["segments"]  # a dict of columns, as the sequence of a dict comes back
     images = features["images"]
     segments = []
@@ -152,6 +171,7 @@ def from_features(features: Mapping) -> Example:
                 opens=bool(row["opens"]),
                 frame_delta=int(row["frame_delta"]),
                 moments=_from_bytes(row["moments"]),
+                moments_vae=text(row.get("moments_vae", "")),
             )
         )
     facts = {name: text(features[name]) for name in ("id", "kind", "source", "licence")}
@@ -168,7 +188,8 @@ def _from_bytes(data: bytes) -> np.ndarray | None:
     return safetensors.load(data)["moments"] if data else None
 
 
-def _features():
+def features():
+    """Returns the schema as TensorFlow Datasets knows it."""
     from tensorflow_datasets import features as f
 
     anything = f.Scalar(np.object_)  # bytes, kept as they are
@@ -206,7 +227,7 @@ def write_records(folder, splits: Mapping[str, Iterable[Example]]) -> None:
         pkg_dir_path = code_path = None  # no files beside this class; finding them needs a package
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=_features(), disable_shuffling=True)
+            return tfds.core.DatasetInfo(builder=self, features=features(), disable_shuffling=True)
 
         def _split_generators(self, manager):
             return {name: _numbered(name, examples) for name, examples in splits.items()}
@@ -255,7 +276,10 @@ class Records:
 
         Raises:
           ValueError: the record cannot be read; the message names the shard and the record.
+          IndexError: there is no such number.
         """
+        if not 0 <= number < len(self):
+            raise IndexError(number)
         try:
             return from_features(self._source[int(number)])
         except Exception as error:  # whatever a damaged record does to the reader
@@ -277,22 +301,64 @@ def open_records(folder, split: str = "train") -> Records:
     Raises:
       ValueError: no such folder, not records, or no such split (all named).
     """
-    folder, _, named = str(folder).partition("#")
+    folder, named = split_path(folder)
     split = named or split
-    if not (Path(folder) / "dataset_info.json").is_file():
+    builder = open_folder(folder)
+    splits = builder.info.splits
+    check_split(folder, split, splits)
+    try:
+        source = builder.as_data_source(split)
+        shards = list(zip(splits[split].filenames, splits[split].shard_lengths, strict=True))
+    except Exception as error:
+        raise ValueError(f"{folder}: cannot be opened as records: {error}") from error
+    return Records(folder, split, source, shards)
+
+
+def split_path(folder) -> tuple[str, str]:
+    """Divides `FOLDER#SPLIT` at its last `#`; a path that is a folder of records has no split."""
+    folder = str(folder)
+    if is_records(folder) or "#" not in folder:
+        return folder, ""
+    folder, _, split = folder.rpartition("#")
+    return folder, split
+
+
+def is_records(folder) -> bool:
+    """Says whether a folder is one of TensorFlow Datasets."""
+    return (Path(folder) / "dataset_info.json").is_file()
+
+
+def open_folder(folder: str):
+    """Returns the builder of a folder of records.
+
+    Raises:
+      ValueError: no such folder, or not records.
+    """
+    if not is_records(folder):
         raise ValueError(f"{folder}: no records there (no dataset_info.json)")
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(folder)
-        splits = builder.info.splits
-        if split in splits:
-            source = builder.as_data_source(split)
-            shards = list(zip(splits[split].filenames, splits[split].shard_lengths, strict=True))
-            return Records(folder, split, source, shards)
+        names = set(builder.info.features)
     except Exception as error:
         raise ValueError(f"{folder}: cannot be opened as records: {error}") from error
-    names = sorted(splits)
-    raise ValueError(
-        f"{folder}: no split {split!r}; it has {', '.join(names)} (write {folder}#{names[0]})"
-    )
+    if not {"segments", "images"} <= names:
+        raise ValueError(
+            f"{folder}: a data set with {', '.join(sorted(names))}, not records; make some of it "
+            "with python -m tools.build_records"
+        )
+    return builder
+
+
+def check_split(folder: str, split: str, splits) -> None:
+    """Refuses a split that is not there.
+
+    Raises:
+      ValueError: it names those that are.
+    """
+    if split not in splits:
+        names = sorted(splits)
+        raise ValueError(
+            f"{folder}: no split {split!r}; it has {', '.join(names)} (write {folder}#{names[0]})"
+        )

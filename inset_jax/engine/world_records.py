@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from inset_jax.data import image
 from inset_jax.data.record import Example, Segment, write_records
 from inset_jax.data.text import Tokenizer, make_small_tokenizer
 from inset_jax.engine.artwork import Artwork
@@ -22,8 +23,15 @@ LICENCE = "Apache-2.0 (Noto Emoji), CC0 and public domain (grounds)"
 # so one reading of the sentence serves several lessons in drawing.
 DRAWS = 3
 
-# pictures uint8 [B, H, W, 3] -> mean and log variance of their latents, float [B, 2, h, w, c]
-Encode = Callable[[np.ndarray], np.ndarray]
+
+class Encode(Protocol):
+    """An autoencoder's first half."""
+
+    digest: str  # names it in the records
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> mean and log variance of the latents, float16 [B, 2, h, w, c]."""
+        ...
 
 
 def scenes(artwork: Artwork, split: str, seed: int, count: int) -> Iterator[Scene]:
@@ -42,16 +50,18 @@ def write_world(
     """
     splits = {}
     for split, own in drawn.items():
-        moments = encode(np.stack([scene.target for scene in own])).astype(np.float16)
+        moments = encode(np.stack([scene.target for scene in own]))
         splits[split] = [
-            to_example(scene, f"{split}-{number}", moments[number])
+            to_example(scene, f"{split}-{number}", (moments[number], encode.digest))
             for number, scene in enumerate(own)
         ]
     write_records(pathlib.Path(folder) / "records", splits)
     tokenizer.save(folder)
 
 
-def to_example(scene: Scene, name: str, moments: np.ndarray | None = None) -> Example:
+def to_example(
+    scene: Scene, name: str, moments: tuple[np.ndarray | None, str] = (None, "")
+) -> Example:
     """Turns a scene into a record.
 
     image-interleaved   the sentence, references as ViT images, then the target (DRAWS times)
@@ -59,7 +69,8 @@ def to_example(scene: Scene, name: str, moments: np.ndarray | None = None) -> Ex
     understanding       "What is in [the picture]?", then the sentence with nouns, to be predicted
 
     Args:
-      moments: of the target's latents, float16 [2, h, w, c], if they are known.
+      moments: of the target's latents, float16 [2, h, w, c], if they are known, and the digest of
+        the autoencoder.
     """
     if scene.kind == "image-interleaved":
         segments = [
@@ -68,10 +79,10 @@ def to_example(scene: Scene, name: str, moments: np.ndarray | None = None) -> Ex
             else Segment("text", text=piece, role="prompt")
             for piece in scene.pieces()
         ]
-        segments += [_image("target", scene.target, moments=moments)] * DRAWS
+        segments += [_image("target", scene.target, "", *moments)] * DRAWS
     elif scene.kind == "t2i":
         segments = [Segment("text", text=scene.words(), role="prompt")]
-        segments += [_image("target", scene.target, moments=moments)] * DRAWS
+        segments += [_image("target", scene.target, "", *moments)] * DRAWS
     else:
         segments = [
             Segment("text", text=QUESTION, role="prompt"),
@@ -116,12 +127,11 @@ def write_prompts(folder, chosen: Iterable[Scene]) -> pathlib.Path:
     return file
 
 
-def _image(kind: str, pixels: np.ndarray, role: str = "", moments=None) -> Segment:
+def _image(kind: str, pixels: np.ndarray, role: str = "", moments=None, vae: str = "") -> Segment:
     height, width = pixels.shape[:2]
-    return Segment(kind, image=_png(pixels), width=width, height=height, role=role, moments=moments)
+    facts = {"role": role, "moments": moments, "moments_vae": vae}
+    return Segment(kind, image=_png(pixels), width=width, height=height, **facts)
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
-    return stream.getvalue()
+    return image.encode(Image.fromarray(pixels), "png")

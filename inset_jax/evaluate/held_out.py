@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from inset_jax.data import image
@@ -79,3 +80,16 @@ def _changed(condition: str, sentences: Sequence[Sentence], number: int) -> Piec
 
 def _pictures(pieces: Pieces) -> list[Image.Image]:
     return [piece for piece in pieces if not isinstance(piece, str)]
+
+
+def psnr(picture: Image.Image, target: Image.Image) -> float:
+    """Peak signal to noise ratio of two RGB pictures of one size, in dB (100 where they agree).
+
+    Raises:
+      ValueError: the sizes differ.
+    """
+    if picture.size != target.size:
+        raise ValueError(f"pictures of {picture.size} and {target.size} pixels")
+    ours, theirs = (np.asarray(image.convert("RGB"), np.float64) for image in (picture, target))
+    error = np.mean((ours - theirs) ** 2)
+    return float(min(10 * np.log10(255**2 / max(error, 1e-9)), 100.0))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from inset_jax.checkpoint import bagel, load, store
+from inset_jax.checkpoint import autoencoder, bagel, load, store
 from inset_jax.core import checks, overrides
 from inset_jax.core import mesh as meshes
 from inset_jax.core.config import Config, edit
@@ -104,6 +104,7 @@ class _Run:
         begun = start.begin(config, mesh, workdir / load.CHECKPOINTS)
         self.state, self.vae, self.provenance = begun.state, begun.vae, begun.provenance
         self.first = int(self.state["step"])
+        self.reading = _with_digest(config, self.vae)
         trained, frozen = optim.split(self.state["params"], config.optimizer.frozen)
         print(
             f"{config.name}: {_millions(trained)} parameters train, {_millions(frozen)} are frozen,"
@@ -191,7 +192,7 @@ class _Run:
                 return
 
     def _loader(self, split: str, at: int) -> Loader:
-        return Loader(self.config, split, jax.process_index(), jax.process_count(), at)
+        return Loader(self.reading, split, jax.process_index(), jax.process_count(), at)
 
     def _is_due(self, number: int) -> bool:
         run = self.config.run
@@ -304,6 +305,13 @@ class _Run:
             with curves.Image.open(path) as picture:
                 self.writer.picture(number, path.stem, np.asarray(picture.convert("RGB")))
         print(f"step {number}: drew {', '.join(str(path) for path in paths)}", flush=True)
+
+
+def _with_digest(config: Config, vae) -> Config:
+    """Returns the config that loaders get: stored latents of this very autoencoder are used."""
+    if config.data.moments != "own":
+        return config
+    return edit(config, data__moments=autoencoder.digest(vae))
 
 
 def _slices(by_example: step.ByExample) -> list[step.ByExample]:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from configs.tiny import experiment
 from inset_jax.core.config import edit
-from inset_jax.data.jsonl import build_records
+from inset_jax.data.build import build_records
+from inset_jax.data.sources.jsonl import Jsonl
 from inset_jax.data.text import make_small_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -44,7 +45,7 @@ def world(tmp_path_factory) -> Path:
             Image.fromarray(pixels).save(folder / f"{name}{n}.png")
     rows = make_rows()
     (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    built = build_records(folder / "data.jsonl", folder / "records")
+    built = build_records(Jsonl(str(folder / "data.jsonl")), folder / "records")
     assert built.examples == {"train": EXAMPLES - 4, "validation": 4} and not built.rejects
     model = experiment().model
     texts = [row["text"] for row in rows]

@@ -3,8 +3,10 @@ import json
 import pytest
 from PIL import Image
 
-from inset_jax.data.jsonl import build_records, parse_row, to_example
+from inset_jax.data.build import build_records
 from inset_jax.data.record import open_records
+from inset_jax.data.sources.base import Options
+from inset_jax.data.sources.jsonl import Jsonl, parse_row, to_example
 from tools.build_records import main
 
 
@@ -98,41 +100,59 @@ GOOD = dict(id="a", text="A [img:cat.png]", target="out.png", licence="CC0", sou
 BAD = dict(id="b", text="x", target="gone.png")
 
 
+def build(source, folder, **more):
+    return build_records(Jsonl(str(source), Options(licence="unknown")), folder, **more)
+
+
 def test_good_lines_are_kept_and_bad_ones_reported(folder):
     source = write(folder, GOOD, BAD, "", GOOD, "{", dict(text="é", answer="y", split="validation"))
-    built = build_records(source, folder / "records")
+    built = build(source, folder / "records")
     assert built.examples == {"train": 1, "validation": 1}
-    assert [reject.line for reject in built.rejects] == [2, 4, 5]
-    assert str(built.rejects[1]) == f"{source}:4: id 'a' is taken by line 1"
+    assert [reject.where for reject in built.rejects] == [f"{source}:{n}" for n in (2, 4, 5)]
+    assert str(built.rejects[1]) == f"{source}:4: id 'a' is taken by {source}:1"
     lines = [json.loads(line) for line in built.rejects_file.read_text().splitlines()]
-    assert lines[0]["line"] == 2 and "gone.png" in lines[0]["reason"]
+    assert lines[0]["where"] == f"{source}:2" and "gone.png" in lines[0]["reason"]
     assert json.loads(lines[0]["text"]) == BAD
     first = open_records(folder / "records")[0]
     assert (first.id, first.licence, first.source) == ("a", "CC0", "me")
-    assert open_records(folder / "records", "validation")[0].id == "d-6"
+    last = open_records(folder / "records", "validation")[0]
+    assert (last.id, last.licence) == ("d-6", "unknown")
+
+
+def test_a_line_that_is_not_utf8_costs_itself_alone(folder):
+    source = write(folder, GOOD)
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes() + b"\n\xff\xfe\n")
+    built = build(source, folder / "records")
+    assert built.examples == {"train": 1}
+    assert "not UTF-8" in built.rejects[0].reason
 
 
 def test_a_split_of_bad_lines_does_not_cost_the_others(folder):
     source = write(folder, BAD | {"split": "validation"}, GOOD)
-    built = build_records(source, folder / "records")
+    built = build(source, folder / "records")
     assert built.examples == {"train": 1} and len(built.rejects) == 1
 
 
 def test_a_clean_build_removes_old_rejects(folder):
-    assert build_records(write(folder, GOOD, BAD), folder / "one").rejects_file.exists()
+    assert build(write(folder, GOOD, BAD), folder / "one").rejects_file.exists()
     stale = folder / "two.rejects.jsonl"
     stale.write_text("old")
-    build_records(write(folder, GOOD), folder / "two")
+    build(write(folder, GOOD), folder / "two")
     assert not stale.exists()
 
 
 def test_exit_status_of_the_command(folder, capsys):
-    run = lambda name, *more: main([str(folder / "d.jsonl"), str(folder / name), *more])
+    def run(name, *more):
+        return main([str(folder / "d.jsonl"), str(folder / name), "--workers", "0", *more])
+
     source = write(folder, GOOD, BAD)
     assert run("one") == 1
     seen = capsys.readouterr()
     assert f"{source}:2: picture" in seen.err and "1 examples in split 'train'" in seen.out
-    assert run("one") == 2  # exists
+    assert run("one") == 1  # the same again
+    assert "1 of 1 shards were there and are kept" in capsys.readouterr().out
+    assert run("one", "--per-shard", "1") == 2  # another build of that name
+    assert "one: exists; remove it or name another folder" in capsys.readouterr().err
     assert run("two", "--allow-rejects") == 0
     write(folder, GOOD)
     assert run("three") == 0

@@ -125,16 +125,26 @@ def test_precomputed_moments_give_the_references_latents(config):
     assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
-def test_moments_are_used_when_they_have_the_training_size(edit_example, tokenizer, config):
+def test_moments_are_used_when_they_are_of_this_size_and_autoencoder(
+    edit_example, tokenizer, config
+):
     target = edit_example.segments[3]
     size = outline(edit_example, tokenizer, config)[3].size
     moments = np.random.default_rng(0).normal(size=(2, size[0] * 2, size[1] * 2, 16))
-    with_moments = lambda own: dataclasses.replace(
-        edit_example,
-        segments=(*edit_example.segments[:3], dataclasses.replace(target, moments=own)),
-    )
-    item = filled(with_moments(moments), tokenizer, config)[3]
-    assert item.image is None
-    assert np.array_equal(item.latent, latent_tokens(moments, item.posterior_noise, config.model))
-    item = filled(with_moments(moments[:, 1:]), tokenizer, config)[3]
-    assert item.latent is None and item.image is not None
+
+    def item(own, digest="0123456789abcdef", wanted="0123456789abcdef"):
+        segment = dataclasses.replace(target, moments=own, moments_vae=digest)
+        example = dataclasses.replace(edit_example, segments=(*edit_example.segments[:3], segment))
+        return filled(example, tokenizer, edit(config, data__moments=wanted))[3]
+
+    found = item(moments)
+    assert found.image is None
+    assert np.array_equal(found.latent, latent_tokens(moments, found.posterior_noise, config.model))
+    for other in (
+        item(moments[:, 1:]),
+        item(moments, wanted="fedcba9876543210"),
+        item(moments, wanted="none"),
+        item(moments, wanted="own"),  # nobody has said whose that is
+        item(moments, digest="", wanted="none"),  # version 1 of the schema
+    ):
+        assert other.latent is None and other.image is not None

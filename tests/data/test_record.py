@@ -5,7 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from inset_jax.data.record import Example, Segment, open_records, write_records
+from inset_jax.data.record import (
+    Example,
+    Segment,
+    from_features,
+    open_records,
+    to_features,
+    write_records,
+)
 
 IMAGE, OTHER = b"\x89PNG\0\xff" * 200, b"\0JPEG"
 FRAME = Segment("target", image=IMAGE, width=3, height=4, opens=False)
@@ -18,7 +25,7 @@ def example(name: str = "a") -> Example:
         (
             Segment("text", text="Häns ", role="prompt"),
             Segment("vit", image=IMAGE, width=3, height=4, role="source"),
-            Segment("vae", image=IMAGE, width=3, height=4, moments=MOMENTS),
+            Segment("vae", image=IMAGE, width=3, height=4, moments=MOMENTS, moments_vae="abc"),
             Segment("text", text="", loss=True, draws=True),
             Segment("target", image=OTHER, width=5, height=6, frame_delta=2),
             Segment("target", image=IMAGE, width=3, height=4, opens=False),
@@ -54,6 +61,24 @@ def test_examples_come_back_as_they_were_and_in_order(folder):
         assert same(records[number], example(f"n{number}"))
     assert same(open_records(folder, "validation")[0], example("é"))
     assert same(open_records(f"{folder}#validation")[0], example("é"))
+
+
+def test_a_path_may_hold_the_sign_that_names_a_split(tmp_path):
+    folder = tmp_path / "a#b" / "c#train"
+    write_records(folder, {"train": [example("one")], "validation": [example("two")]})
+    assert open_records(folder)[0].id == "one"
+    assert open_records(f"{folder}#validation")[0].id == "two"
+    with pytest.raises(ValueError, match=r"a#b: no records there"):
+        open_records(f"{tmp_path}/a#b#train")
+
+
+def test_records_of_version_1_are_read_and_their_moments_fit_nothing(folder, monkeypatch):
+    stored = to_features(example())
+    stored["version"] = 1
+    columns = {name: [row[name] for row in stored["segments"]] for name in stored["segments"][0]}
+    del columns["moments_vae"]
+    found = from_features(stored | {"segments": columns})
+    assert found.segments[2].moments is not None and found.segments[2].moments_vae == ""
 
 
 def test_threads_read_side_by_side(folder):
@@ -102,6 +127,8 @@ def test_nothing_is_written_over_or_by_halves(folder, tmp_path):
         (dict(segments=(Segment("vit", image=IMAGE),)), "1200 bytes, 0x0"),
         (dict(segments=(Segment("vit", image=IMAGE, width=1, height=1, loss=True),)), "to texts"),
         (dict(segments=(Segment("text", text="a", opens=False),)), "continues nothing"),
+        (dict(segments=(dataclasses.replace(FRAME, moments=MOMENTS),)), "without the digest"),
+        (dict(segments=(Segment("text", text="a", moments=MOMENTS),)), "belong to clean and targ"),
         (dict(segments=(FRAME,)), "continues the segment before it, which is none"),
         (
             dict(segments=(dataclasses.replace(FRAME, kind="vae", opens=True), FRAME)),
@@ -144,6 +171,6 @@ def test_a_truncated_shard_is_named(folder, tmp_path):
 
 
 def test_another_schema_version_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("inset_jax.data.record.VERSION", 2)
-    with pytest.raises(ValueError, match="schema version 1, this program reads 2"):
+    monkeypatch.setattr("inset_jax.data.record.READABLE", (3, 4))
+    with pytest.raises(ValueError, match="schema version 2, this program reads 3, 4"):
         open_records(folder)[0]

@@ -50,3 +50,12 @@ def test_foreign_pictures_come_from_a_sentence_with_as_many(sentences):
 def test_unknown_condition_is_refused(sentences):
     with pytest.raises(ValueError, match="pictures swapped"):
         held_out.under("swapped", sentences)
+
+
+def test_psnr():
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    lighter = Image.new("RGB", (4, 4), (110, 110, 110))
+    assert held_out.psnr(grey, lighter) == pytest.approx(28.13, abs=0.01)
+    assert held_out.psnr(grey, grey) == 100.0
+    with pytest.raises(ValueError, match="8, 8"):
+        held_out.psnr(grey, Image.new("RGB", (8, 8)))

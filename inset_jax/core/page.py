@@ -1,4 +1,4 @@
-"""One self-contained HTML page: sentences with their pictures in place, drawings beside targets."""
+"""One self-contained HTML page: tables, pictures, sentences with their pictures in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 MAGNIFIED = 160  # pixels of a drawing on the page; small pictures keep sharp pixels
@@ -30,32 +29,24 @@ class Section(NamedTuple):
     table: Sequence[Sequence[str]] = ()  # the first row is the head
     picture: bytes = b""  # a PNG as wide as the page
     rows: Sequence[Row] = ()
+    html: str = ""  # as it is: what people wrote is escaped in it
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Returns the page: no script, no file beside it, readable in light and dark."""
+def render(title: str, lead: str, sections: Sequence[Section], style: str = "") -> str:
+    """Returns the page: no script, no file beside it, readable in light and dark.
+
+    Args:
+      style: CSS of what stands in `Section.html`.
+    """
     body = "\n".join(_section(section) for section in sections)
     return (
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<style>{_STYLE}{style}</style></head>\n<body><main>\n"
         f"<h1>{html.escape(title)}</h1>\n<p class=lead>{html.escape(lead)}</p>\n{body}\n"
         "</main></body></html>\n"
     )
-
-
-def psnr(picture: Image.Image, target: Image.Image) -> float:
-    """Peak signal to noise ratio of two RGB pictures of one size, in dB (100 where they agree).
-
-    Raises:
-      ValueError: the sizes differ.
-    """
-    if picture.size != target.size:
-        raise ValueError(f"pictures of {picture.size} and {target.size} pixels")
-    ours, theirs = (np.asarray(image.convert("RGB"), np.float64) for image in (picture, target))
-    error = np.mean((ours - theirs) ** 2)
-    return float(min(10 * np.log10(255**2 / max(error, 1e-9)), 100.0))
 
 
 def _section(section: Section) -> str:
@@ -75,6 +66,8 @@ def _section(section: Section) -> str:
         alt = html.escape(section.title, quote=True)
         parts.append(f'<img class=wide alt="{alt}" src="data:image/png;base64,{data}">')
     parts += [_row(row) for row in section.rows]
+    if section.html:
+        parts.append(section.html)
     return "\n".join([*parts, "</section>"])
 
 
@@ -87,18 +80,19 @@ def _table(table: Sequence[Sequence[str]]) -> str:
 
 def _row(row: Row) -> str:
     sentence = "".join(
-        html.escape(piece) if isinstance(piece, str) else _picture(piece, "inline", "reference")
+        html.escape(piece) if isinstance(piece, str) else image(piece, "inline", "reference")
         for piece in row.pieces
     )
     figures = "".join(
-        f"<figure>{_picture(picture, 'drawing', caption)}"
+        f"<figure>{image(picture, 'drawing', caption)}"
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, picture in row.pictures.items()
     )
     return f"<article><p class=sentence>{sentence}</p><div class=strip>{figures}</div></article>"
 
 
-def _picture(picture: Image.Image, css: str, alt: str) -> str:
+def image(picture: Image.Image, css: str, alt: str) -> str:
+    """Returns an <img> that holds a picture."""
     stream = io.BytesIO()
     picture.convert("RGB").save(stream, "PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()

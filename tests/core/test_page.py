@@ -1,9 +1,8 @@
 import re
 
-import pytest
 from PIL import Image
 
-from inset_jax.evaluate import page
+from inset_jax.core import page
 
 
 def test_page_is_self_contained_and_escapes_what_people_wrote():
@@ -24,12 +23,3 @@ def test_page_is_self_contained_and_escapes_what_people_wrote():
     assert [bool(part) for part in re.split(r"<img[^>]*>", sentence)] == [True, True, True]
     for tag in ("section", "table", "tr", "figure", "article", "main"):
         assert text.count(f"<{tag}") == text.count(f"</{tag}>")
-
-
-def test_psnr():
-    grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    lighter = Image.new("RGB", (4, 4), (110, 110, 110))
-    assert page.psnr(grey, lighter) == pytest.approx(28.13, abs=0.01)
-    assert page.psnr(grey, grey) == 100.0
-    with pytest.raises(ValueError, match="8, 8"):
-        page.psnr(grey, Image.new("RGB", (8, 8)))

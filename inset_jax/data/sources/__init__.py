@@ -1,0 +1,1 @@
+"""Where records come from: one small module a format, all behind the protocol of `base`."""
