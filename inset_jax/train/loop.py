@@ -178,6 +178,8 @@ class _Run:
             if number == self.first + 1:
                 jax.block_until_ready(report)
                 print(f"first step after {metrics.spell(time.monotonic() - began)} of compiling")
+                if online := sum(len(batch.pictures) for batch in some):
+                    print(f"{online} pictures of it were encoded: no stored latents fit them")
                 self.clock.restart(number)
             # the report of the step before is read while the device works on this one
             self._read(pending)

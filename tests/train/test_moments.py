@@ -22,6 +22,7 @@ from inset_jax.data.rewrite import ONE_TO_ONE
 from inset_jax.data.text import make_small_tokenizer
 from inset_jax.model import vae
 from inset_jax.train.latents import LatentWriter
+from inset_jax.train.loop import _with_digest
 from inset_jax.train.moments import Encoded, Encoder, load_autoencoder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,18 +81,19 @@ def encoded(place):
 
 
 def batch(place, name: str, moments: str):
-    """The first batch with all latents, and how many pictures were encoded for it."""
-    folder, config, params = place
-    config = edit(config, data__train=(str(folder / name),), data__moments=moments)
-    found = next(Loader(config))
-    return LatentWriter(config, params)(found.pack, found.pictures), len(found.pictures)
+    """The first batch of a folder of records."""
+    folder, config, _ = place
+    return next(Loader(edit(config, data__train=(str(folder / name),), data__moments=moments)))
 
 
 def test_a_batch_of_stored_latents_is_the_one_that_is_encoded(place, encoded):
-    online, encodes = batch(place, "plain", encoded.digest)
-    ignored, again = batch(place, "encoded", "none")
-    stored, left = batch(place, "encoded", encoded.digest)
-    assert encodes == again > 0 and left == 0
+    write = LatentWriter(*place[1:])
+    found = [
+        batch(place, *how)
+        for how in (("plain", encoded.digest), ("encoded", "none"), ("encoded", encoded.digest))
+    ]
+    online, ignored, stored = (write(own.pack, own.pictures) for own in found)
+    assert len(found[0].pictures) == len(found[1].pictures) > 0 and not found[2].pictures
     jax.tree.map(np.testing.assert_array_equal, online, ignored)
     # half precision: 11 bits of the mean and of the logarithm of the variance
     scale = np.abs(online.gen_latent).max()
@@ -102,10 +104,11 @@ def test_a_batch_of_stored_latents_is_the_one_that_is_encoded(place, encoded):
 
 
 def test_latents_of_another_autoencoder_are_not_used(place, encoded):
-    other = autoencoder.digest(vae.create(place[1].model.vae, 1)[1])
+    params = place[2]
+    moved = {**params, "encoder": jax.tree.map(lambda x: x * 1.01, params["encoder"])}
+    other = autoencoder.digest(moved)
     assert other != encoded.digest
-    _, encodes = batch(place, "encoded", other)
-    assert encodes > 0
+    assert len(batch(place, "encoded", other).pictures) > 0
 
 
 def test_the_digest_is_the_encoders_own(place):
@@ -114,6 +117,13 @@ def test_the_digest_is_the_encoders_own(place):
     assert autoencoder.digest(read) == autoencoder.digest(params)
     moved = {**params, "decoder": jax.tree.map(lambda x: x + 1, params["decoder"])}
     assert autoencoder.digest(moved) == autoencoder.digest(params)
+
+
+def test_a_run_uses_the_latents_of_its_own_autoencoder(place, encoded):
+    _, config, params = place
+    assert _with_digest(config, params).data.moments == encoded.digest
+    for chosen in ("none", "0123456789abcdef"):
+        assert _with_digest(edit(config, data__moments=chosen), params).data.moments == chosen
 
 
 def test_what_is_encoded_stays_and_what_is_damaged_is_named(place, encoded, tmp_path):
