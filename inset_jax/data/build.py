@@ -269,8 +269,9 @@ def _finish(folder: Path, found: dict[int, dict], made: set[int]) -> Built:
             file.unlink()
     for (number, split), name in _names(found).items():
         os.replace(work / NOTES / _file(number, split), work / name)
-    for file in (work / NOTES).glob("*.array_record*"):  # of splits that are no more
-        file.unlink()
+    for left in ("*.array_record*", "*.diary"):  # of splits that are no more, of killed processes
+        for file in (work / NOTES).glob(left):
+            file.unlink()
     shards.write_info(work, splits)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")

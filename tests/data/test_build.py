@@ -67,6 +67,23 @@ def test_processes_give_the_same_as_one_and_a_crash_costs_its_row(tmp_path):
     assert ids(tmp_path / "one") == expected(24)
 
 
+def test_machines_that_share_a_build_make_one_folder(tmp_path):
+    source = Numbers(24, broken=(9,))
+    for number in (1, 0, 2):
+        built = build_records(source, tmp_path / "set", 5, share=(number, 3))
+        assert built.made == (2 if number < 2 else 1) and not (tmp_path / "set").exists()
+    built = build_records(source, tmp_path / "set", 5)
+    assert (built.made, built.kept, len(built.rejects)) == (0, 5, 1)
+    assert ids(tmp_path / "set") == expected(24, (9,))
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2"])
+def test_a_share_is_written_with_its_number_first(text):
+    assert build.share("1/3") == (1, 3)
+    with pytest.raises(ValueError):
+        build.share(text)
+
+
 def test_a_part_that_breaks_off_costs_its_rest_alone(tmp_path):
     built = build_records(Numbers(12, broken=(5,)), tmp_path / "set", 4)
     assert ids(tmp_path / "set") == expected(12, (5, 6, 7))

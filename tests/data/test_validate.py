@@ -147,6 +147,26 @@ def test_a_truncated_shard_is_named_and_its_neighbours_are_read(tmp_path):
     assert found.rejects[0].record is None
 
 
+def test_a_damaged_record_costs_itself_alone(tmp_path):
+    random = np.random.default_rng(0)
+    noise = lambda: Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    examples = [example(f"n{n}", f"text {n}", segment("target", noise())) for n in range(40)]
+    write_records(tmp_path / "set", {"train": examples})
+    shard = next((tmp_path / "set").glob("*train*"))
+    data = bytearray(shard.read_bytes())
+    data[100_000:100_020] = bytes(20)
+    shard.write_bytes(data)
+    found = validate(str(tmp_path / "set"), tmp_path)
+    (reject,) = found.rejects
+    assert "cannot be read" in reject.reason and reject.record is not None
+    file = tmp_path / "rejects.jsonl"
+    file.write_text(json.dumps(reject._asdict()) + "\n")
+    built = build_records(WithoutRejects(str(tmp_path / "set"), str(file)), tmp_path / "clean", 1)
+    assert built.examples == {"train": 39} and not built.rejects
+    names = {e.id for e in open_records(tmp_path / "clean")}
+    assert names == {f"n{n}" for n in range(40) if n != reject.record}
+
+
 def test_exit_status_of_the_command(folder, tmp_path, capsys):
     run = lambda *more: main([*more, "--workers", "0"])
     assert run(str(tmp_path / "nowhere")) == 2

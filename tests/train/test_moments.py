@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inset_jax.checkpoint import autoencoder
+from inset_jax.checkpoint import autoencoder, bagel, convert, store
 from inset_jax.core.config import SizeLimits, edit
 from inset_jax.data import record
 from inset_jax.data.build import build_records
@@ -117,6 +117,21 @@ def test_the_digest_is_the_encoders_own(place):
     assert autoencoder.digest(read) == autoencoder.digest(params)
     moved = {**params, "decoder": jax.tree.map(lambda x: x + 1, params["decoder"])}
     assert autoencoder.digest(moved) == autoencoder.digest(params)
+
+
+def test_an_autoencoder_is_found_wherever_a_run_would_find_it(tmp_path):
+    bagel_folder = ROOT / "tests" / "golden" / "tiny_a" / "ckpt"
+    model = bagel.config_from_bagel(bagel_folder)
+    params = convert.load_bagel(bagel_folder, model)
+    meta = {"config": {"model": dataclasses.asdict(model)}}
+    with store.Store(tmp_path / "checkpoints") as writer:
+        writer.save(1, {"params": params}, meta)
+    wanted = autoencoder.digest(params["vae"])
+    for source in (bagel_folder, bagel_folder / "ae.safetensors", tmp_path):
+        assert autoencoder.digest(load_autoencoder(str(source), model)) == wanted
+    other = edit(model, llm__layers=5)
+    with pytest.raises(ValueError, match=r"is another model"):
+        load_autoencoder(str(tmp_path), other)
 
 
 def test_a_run_uses_the_latents_of_its_own_autoencoder(place, encoded):
