@@ -15,6 +15,7 @@ finished folder, of which only what is missing, damaged or changed is then made 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -90,6 +91,8 @@ def build_records(
       ValueError: the source cannot be read or is empty; the folder exists and is not of this build.
     """
     folder = Path(folder)
+    if per_shard < 1 or workers < 0:
+        raise ValueError(f"{per_shard} rows a shard and {workers} processes: expected 1 or more")
     groups = _grouped(source.parts(per_shard), per_shard)
     notes = _begin(folder, {"source": repr(source), "per_shard": per_shard})
     pending = {
@@ -182,7 +185,7 @@ def _write(job: _Job, skip: jobs.Skip, at: Callable[[int], None]) -> dict:
         try:
             if number in skip:
                 raise ValueError(skip[number])
-            made = [(split, one, shards.serialize(one)) for split, one in row.make()]
+            made = [(_split(name), one, shards.serialize(one)) for name, one in row.make()]
         except ValueError as error:
             rejects.append(Reject(row.where, str(error), row.text))
             continue
@@ -197,6 +200,13 @@ def _write(job: _Job, skip: jobs.Skip, at: Callable[[int], None]) -> dict:
         splits[split] = [writer.count, writer.path.stat().st_size, _digest(writer.path)]
     (job.folder / f"{job.number:05d}.ids").write_text(json.dumps(ids))
     return {"splits": splits, "rejects": rejects}
+
+
+def _split(name: str) -> str:
+    """Returns the name of a split, which becomes a part of files' names."""
+    if not name.isidentifier():
+        raise ValueError(f"split {name!r}: expected a name such as train, of letters and digits")
+    return name
 
 
 def _rows(job: _Job, rejects: list[Reject]) -> Iterator[Row]:
@@ -332,6 +342,15 @@ def _digest(path: Path) -> str:
 
 def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --per-shard, --workers and --share."""
+    flag = parser.add_argument
+    flag("--per-shard", type=int, default=PER_SHARD, metavar="ROWS", help="(%(default)s)")
+    flag("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
+    parts = "make every N-th shard from the I-th; once all are made, run without it"
+    flag("--share", type=share, default=(0, 1), metavar="I/N", help=parts)
 
 
 def share(text: str) -> tuple[int, int]:

@@ -34,7 +34,9 @@ def to_html(view: View, most: int) -> str:
     cards = "\n".join(_card(view, number) for number in range(len(shown)))
     cards += f"<p>and {rest} more</p>" if rest else ""
     streams = sheet.column([pictures.strip(view, 0, WIDE), pictures.strip(view, GEN, WIDE)], 14)
-    whole = pictures.mask_picture(view, np.arange(len(view.kind)))
+    masks = [pictures.mask_picture(view, np.arange(len(view.kind)), 410)]
+    if view.examples:
+        masks.append(pictures.mask_picture(view, pictures.shortened(view, 0), 410))
     sections = [
         page.Section("Colours", html=_legend()),
         page.Section(
@@ -48,8 +50,10 @@ def to_html(view: View, most: int) -> str:
         ),
         page.Section(
             "Who sees whom",
-            "Row: a query. Column: a key, in its colour where it is seen.",
-            picture=_png(whole),
+            "Row: a query. Column: a key, in its colour where it is seen. Left the pack, right "
+            + pictures.FIRST
+            + ".",
+            picture=_png(sheet.row(masks, 20)),
         ),
         page.Section("Losses", table=losses(view)),
     ]

@@ -28,6 +28,8 @@ from inset_jax.data.pack_view import (
 WIDTH = 1340  # pixels of the PNG within its margin
 MASK = 560  # pixels a side
 MOST_TOKENS = 80  # of one text that are written out
+MOST_PATCHES = 24  # tokens of a picture in the mask of one example
+FIRST = f"its first example, of each picture at most {MOST_PATCHES} tokens"
 SAMPLES = 2 * MASK  # tokens that a mask looks at, at most
 
 
@@ -35,7 +37,7 @@ def to_png(view: View, most: int) -> Image.Image:
     """Returns the whole as one picture; `most` examples are written out."""
     head = lambda text: sheet.word(text, 21)
     note = lambda text: sheet.paragraph(text, WIDTH, 13, sheet.FAINT)
-    first = np.arange(*_bounds(view, 0)) if view.examples else np.arange(0)
+    first = shortened(view, 0) if view.examples else np.arange(0)
     whole = [
         sheet.word(view.title, 27),
         sheet.paragraph(lead(view), WIDTH),
@@ -60,7 +62,7 @@ def to_png(view: View, most: int) -> Image.Image:
         sheet.row(
             [
                 sheet.column([mask_picture(view, np.arange(len(view.kind))), note("the pack")], 4),
-                sheet.column([mask_picture(view, first), note("its first example")], 4),
+                sheet.column([mask_picture(view, first), note(FIRST)], 4),
             ],
             40,
             at=0,
@@ -71,9 +73,16 @@ def to_png(view: View, most: int) -> Image.Image:
     return sheet.column(whole, 16, 36)
 
 
-def _bounds(view: View, number: int) -> tuple[int, int]:
-    spans = view.examples[number][2]
-    return spans[0].start, spans[-1].end
+def shortened(view: View, number: int) -> np.ndarray:
+    """Tokens of an example in reading order, of a large picture only some, so that words show."""
+    tokens = []
+    for span in view.examples[number][2]:
+        own = np.arange(span.start, span.end)
+        if span.item.kind != "text" and len(own) > MOST_PATCHES + 2:
+            inner = np.linspace(1, len(own) - 2, MOST_PATCHES).round().astype(int)
+            own = own[np.concatenate([[0], inner, [len(own) - 1]])]
+        tokens.append(own)
+    return np.concatenate(tokens)
 
 
 def legend() -> Image.Image:

@@ -103,6 +103,22 @@ def test_cells_of_a_stream_are_its_slots(view):
     assert wide.shape == (315, 315, 3)
 
 
+def test_a_large_picture_is_shortened_and_words_are_not(view, monkeypatch):
+    monkeypatch.setattr(pack_picture, "MOST_PATCHES", 3)
+    number, spans = next(
+        (n, spans)
+        for n, (_, _, spans) in enumerate(view.examples)
+        if any(s.item.kind != "text" and s.end - s.start > 5 for s in spans)
+    )
+    tokens = pack_picture.shortened(view, number)
+    for span in spans:
+        own = tokens[(tokens >= span.start) & (tokens < span.end)]
+        length = span.end - span.start
+        assert len(own) == (length if span.item.kind == "text" else min(length, 5))
+        if len(own):
+            assert own[0] == span.start and own[-1] == span.end - 1
+
+
 def test_the_command_writes_both(config, tmp_path, capsys):
     values = overrides.to_dict(config)
     (tmp_path / "experiment.py").write_text(

@@ -220,6 +220,13 @@ def test_large_pictures_are_resized_once_and_others_keep_their_bytes(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(large.image))), expected)
 
 
+def test_a_split_needs_a_plain_name(tmp_path):
+    parquet(tmp_path / "t2i" / "p.parquet", image=[png()], captions=['{"a": "x"}'])
+    examples, reasons = build(tmp_path / "t2i", tmp_path, split="../train")
+    assert not examples and "split '../train': expected a name such as train" in reasons[0]
+    assert not (tmp_path / "records").exists()
+
+
 def test_what_is_of_no_format_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: cannot be read: there is no such file"):
         open_source(str(tmp_path / "nowhere"))

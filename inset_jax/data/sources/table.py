@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from inset_jax.data import image
 from inset_jax.data.sources import bagel, folder
 from inset_jax.data.sources.base import DEFAULT, Options, Source, files
 from inset_jax.data.sources.jsonl import Jsonl
@@ -58,3 +60,33 @@ def _find(path: Path) -> str:
     if path.is_dir() and any(path.rglob("*.tar")):
         return "webdataset"
     raise ValueError(f"{path}: of no known format; name one of {', '.join(FORMATS)} by --format")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --format and the fields of `Options` as flags."""
+    flag, keep = parser.add_argument, image.KEEP
+    flag("--format", choices=list(FORMATS), default="")
+    flag("--split", default="train", help="where the format names none (%(default)s)")
+    flag("--name", default="", help="kept in the records as their source")
+    flag("--licence", default="", help="kept in the records")
+    flag("--text", default="", metavar="FIELD", help="with the text, where it cannot be found")
+    flag("--image", default="", metavar="FIELD", help="with the picture, likewise")
+    flag("--images", default="", metavar="DIR", help="bagel-vlm: where the pictures are")
+    several = "several captions or instructions: a record each, or one that is drawn"
+    flag("--wordings", choices=("all", "one"), default="all", help=several)
+    larger = "larger pictures are resized to it; 0 keeps all (%(default)s)"
+    flag("--max-side", type=int, default=keep.max_side, metavar="PIXELS", help=larger)
+    flag("--picture-format", choices=("jpeg", "png"), default=keep.format, help="of those")
+
+
+def to_options(parsed: argparse.Namespace) -> Options:
+    """Returns what was parsed with the flags of `add_options`.
+
+    Raises:
+      ValueError: a side below 0.
+    """
+    if parsed.max_side < 0:
+        raise ValueError(f"--max-side={parsed.max_side}: expected pixels, or 0")
+    names = ("split", "name", "licence", "wordings", "text", "image", "images")
+    keep = image.Keep(parsed.max_side, parsed.picture_format)
+    return Options(keep, **{name: getattr(parsed, name) for name in names})
