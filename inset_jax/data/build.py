@@ -94,6 +94,8 @@ def build_records(
     if per_shard < 1 or workers < 0:
         raise ValueError(f"{per_shard} rows a shard and {workers} processes: expected 1 or more")
     groups = _grouped(source.parts(per_shard), per_shard)
+    if share[1] > 1 and folder.exists():
+        raise ValueError(f"{folder}: exists; machines share what is not there yet")
     notes = _begin(folder, {"source": repr(source), "per_shard": per_shard})
     pending = {
         number: _Job(notes, number, source, parts, {})
@@ -142,9 +144,9 @@ def _begin(folder: Path, plan: dict) -> Path:
         notes.mkdir(parents=True)
         for (number, split), name in _names(_saved(folder / NOTES)).items():
             if (folder / name).exists():
-                os.link(folder / name, notes / _file(number, split))
+                _link(folder / name, notes / _file(number, split))
         for file in (folder / NOTES).iterdir():
-            os.link(file, notes / file.name)
+            _link(file, notes / file.name)
     elif work.exists() and _read(notes / "plan.json") != text:
         raise ValueError(f"{work}: begun with other options or of another source; remove it")
     notes.mkdir(parents=True, exist_ok=True)
@@ -152,8 +154,18 @@ def _begin(folder: Path, plan: dict) -> Path:
         if (work / name).exists():
             os.replace(work / name, notes / _file(number, split))
     if _read(notes / "plan.json") != text:
-        (notes / "plan.json").write_text(text)
+        beside = notes / f"plan.{os.getpid()}.part"  # machines that share begin at the same time
+        beside.write_text(text)
+        os.replace(beside, notes / "plan.json")
     return notes
+
+
+def _link(file: Path, to: Path) -> None:
+    """A second name for a file; a copy where the file system has no such names."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copy2(file, to)
 
 
 def _make(job: _Job, skip: jobs.Skip, diary: Path | None) -> tuple[dict, bool]:

@@ -75,6 +75,19 @@ def test_machines_that_share_a_build_make_one_folder(tmp_path):
     built = build_records(source, tmp_path / "set", 5)
     assert (built.made, built.kept, len(built.rejects)) == (0, 5, 1)
     assert ids(tmp_path / "set") == expected(24, (9,))
+    with pytest.raises(ValueError, match="machines share what is not there yet"):
+        build_records(source, tmp_path / "set", 5, share=(0, 3))
+
+
+def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links")
+
+    build_records(Numbers(12), tmp_path / "set", 4)
+    (tmp_path / "set" / "records-train.array_record-00000-of-00003").unlink()
+    monkeypatch.setattr(os, "link", refuse)
+    built = build_records(Numbers(12), tmp_path / "set", 4)
+    assert (built.made, built.kept) == (1, 2) and ids(tmp_path / "set") == expected(12)
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2"])
