@@ -25,6 +25,7 @@ setup(
         "grain>=0.2.18,<0.3",
         "array-record>=0.8.3",
         "tensorflow-datasets>=4.9.10,<5",
+        "pyarrow>=26",
         "transformers>=5.23,<6",
         "tokenizers>=0.22",
         "einops>=0.8.2",
