@@ -24,8 +24,8 @@ from inset_jax.core import visibility as intervals
 from inset_jax.core.batch import Visibility
 
 # Tuned on two CPU cores (docs/lab_log.md); lengths below a block make one block.
-QUERY_BLOCK = 128
-KEY_BLOCK = 256
+QUERY_BLOCK = 256
+KEY_BLOCK = 512
 
 # A masked score is far below the start of the running maximum, so that its exponent is 0 even in
 # a row that has seen nothing yet.
