@@ -8,6 +8,12 @@ convert: weights of made-up numbers from BAGEL's format into a checkpoint and ba
 its curve, rate beside copying, syncing and hashing one after the other. Bars: 3 GiB at any size,
 half of that rate, the same bytes back. --layers 2 6 are 4 and 8 GB and need 25 GB of disk.
 
+kernels: the attention kernels compiled ahead of time for --chip (no TPU is needed): bundles of
+their final schedules for the 7 heads of a key-value head, beside splash attention. With --pack,
+visible tiles and modelled milliseconds a layer for packs of 1 to 40 examples, and --plot; with
+--losses, bytes of the flow loss and of the cross entropy beside their plain forms; with --stack,
+memory of the language model's layers, forward and backward, with the kernels inside.
+
 Exit status: 1 if --check is given and a bar is missed.
 """
 
@@ -35,7 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scratch", type=pathlib.Path, default="out", help="convert: disk space")
     parser.add_argument("--jobs", type=int, default=4, help="convert: workers")
     parser.add_argument("--small", action="store_true", help="convert: megabytes, to try it out")
-    parser.add_argument("--plot", metavar="PNG", type=pathlib.Path, help="convert: memory curves")
+    parser.add_argument(
+        "--plot", metavar="PNG", type=pathlib.Path, help="convert: memory curves; kernels: --pack"
+    )
+    parser.add_argument("--chip", nargs="+", default=["v6e"], choices=CHIPS, help="kernels: which")
+    parser.add_argument("--pack", action="store_true", help="kernels: whole packs instead")
+    parser.add_argument("--losses", action="store_true", help="kernels: the losses instead")
+    parser.add_argument("--stack", action="store_true", help="kernels: the 7B layers instead")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.jobs < 1 or min(options.layers) < 1:
         parser.error("--rounds, --jobs and --layers: expected at least 1")
@@ -85,7 +97,25 @@ def _convert(options: argparse.Namespace) -> tuple[dict, list[str]]:
     return {"convert": results, "jobs": options.jobs}, measure.failures(results)
 
 
-BENCHMARKS = {"cpu-step": _cpu_step, "convert": _convert}
+def _kernels(options: argparse.Namespace) -> tuple[dict, list[str]]:
+    import tempfile
+
+    from tools import bundles, kernel_losses, kernel_packs, kernel_stack, kernel_table
+
+    with tempfile.TemporaryDirectory() as folder:
+        dump = pathlib.Path(folder)
+        bundles.prepare(dump)
+        if options.pack:
+            return kernel_packs.report(options.chip, dump, options.plot)
+        if options.losses:
+            return kernel_losses.report(options.chip, dump)
+        if options.stack:
+            return kernel_stack.report(options.chip, dump)
+        return kernel_table.report(options.chip, dump)
+
+
+CHIPS = ("v5p", "v6e", "tpu7x")
+BENCHMARKS = {"cpu-step": _cpu_step, "convert": _convert, "kernels": _kernels}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,8 @@ DIGEST = re.compile("[0-9a-f]{16}")
 CHOICES = {
     "model.prediction": ("velocity", "clean"),
     "compute.dtype": ("float32", "bfloat16"),
-    "compute.attention": ("auto", "reference", "chunked"),
+    "compute.attention": ("auto", "pallas", "chunked", "reference"),
+    "compute.flow_loss": ("auto", "fused", "plain"),
     "compute.remat": ("none", "dots", "attention", "full"),
     "data.posterior": ("sample", "mean"),
     "data.on_bad_record": ("stop", "replace"),
@@ -39,6 +40,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "data", "packs max_example_tokens"),
     (0, None, "data", "workers prefetch max_side"),
     (1, None, "data.capacity", "und gen vit cross_entropy examples"),
+    (0, None, "data.capacity", "attention_tiles"),
     (0, 1, "data.dropout", "example_text example_images example_both"),
     (0, 1, "data.dropout", "segment_text segment_vit segment_vae"),
     (0, None, "optimizer", "peak_lr warmup_steps weight_decay"),
@@ -153,6 +155,21 @@ def _llm(config: Config) -> Iterator[str]:
                 f"model.tokens.{name}={number} is outside model.llm.vocab_size={llm.vocab_size}: "
                 "use the tokenizer's own ids or raise the second"
             )
+
+
+def _attention(config: Config) -> Iterator[str]:
+    block = config.compute.attention_block
+    if block and (len(block) != 2 or any(size < 128 or size % 128 for size in block)):
+        yield (
+            f"compute.attention_block={block}: give two multiples of 128, queries and keys of a "
+            "tile, or () for the sizes measured on the chip"
+        )
+    if config.data.capacity.attention_tiles and not block:
+        yield (
+            f"data.capacity.attention_tiles={config.data.capacity.attention_tiles} lists tiles on "
+            "the host, which does not know the chip: name their sizes in compute.attention_block, "
+            "or set the first to 0"
+        )
 
 
 def _images(config: Config) -> Iterator[str]:
@@ -308,6 +325,7 @@ def _mesh(config: Config) -> Iterator[str]:
 
 PARTS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _llm,
+    _attention,
     _images,
     _capacity,
     _data,

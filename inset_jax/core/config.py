@@ -111,7 +111,9 @@ class ComputeConfig:
     """How the numbers are computed; no value here changes what a checkpoint is."""
 
     dtype: str = "bfloat16"  # of activations and matrix work; parameters stay float32
-    attention: str = "auto"  # "reference", "chunked", or "auto": the best one that fits
+    attention: str = "auto"  # "pallas", "chunked", "reference", or "auto": the first that fits
+    attention_block: tuple[int, ...] = ()  # queries and keys of a tile of "pallas"; (): the chip's
+    flow_loss: str = "auto"  # "fused" (one kernel), "plain", or "auto": fused on TPUs
     remat: str = "full"  # a name in model.decoder.REMAT: "none", "dots", "attention", "full"
     cross_entropy_chunk: int = 2048  # tokens whose logits exist at once
 
@@ -152,6 +154,7 @@ class CapacityConfig:
     vit: int = 16384
     cross_entropy: int = 4096
     examples: int = 128
+    attention_tiles: int = 0  # visible tiles of a stream, listed on the host; 0: on the device
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,38 @@ def constrain(array: jax.Array, logical: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec(logical, array.shape, mesh))
 
 
+def platform() -> str:
+    """Returns what a jitted function will run on: "tpu", "gpu" or "cpu".
+
+    A mesh that is set decides, also one of devices that are only described (ahead-of-time compiles
+    for machines that are not there); else it is JAX's default.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def device_kind() -> str:
+    """Returns the kind of those devices as JAX names it, such as "TPU v6 lite"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def ways(name: str) -> int:
     """Returns into how many parts the current mesh splits dimensions of this logical name."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
+def index(name: str) -> jax.Array:
+    """Returns, inside `per_device`, which part of a dimension of this name the device holds."""
+    return jax.lax.axis_index(RULES[name])
+
+
+def total(array: jax.Array, *names: str) -> jax.Array:
+    """Returns, inside `per_device`, the sum over the devices that share dimensions so named."""
+    axes = tuple(axis for name in names for axis in RULES[name])
+    mesh = jax.sharding.get_abstract_mesh()
+    return array if mesh.empty or mesh.size == 1 else jax.lax.psum(array, axes)
 
 
 def dividing(name: str, *sizes: int) -> str | None:

@@ -122,3 +122,108 @@ def schedule(tiles: Tiles) -> Schedule:
     rank = 2 - tiles.seen.astype(np.int32) - tiles.whole.astype(np.int32)
     column = rank.argsort(axis=-1, stable=True).astype(np.int32)
     return Schedule(column, (rank == 0).sum(-1), (rank < 2).sum(-1))
+
+
+# What one step of a kernel's walk over the visible tiles has to do, as bits of its code; the row of
+# the tile is in the bits from ROW_SHIFT, its column in those from COLUMN_SHIFT.
+FIRST, LAST, MASKED, RUN = 1, 2, 4, 8
+COLUMN_SHIFT, ROW_SHIFT = 4, 18
+MOST_ROWS, MOST_COLUMNS = 1 << 13, 1 << 14
+UNUSED = (1 << 31) - 1
+LANES = 128  # of a TPU's vector registers; blocks are padded to a multiple
+
+
+class Steps(NamedTuple):
+    """The walk of a kernel over the visible tiles: row by row, columns ascending.
+
+    FIRST and LAST mark the ends of a row (a block of queries), MASKED a tile in which somebody sees
+    only a part, RUN a tile to compute: a row that sees nothing is one step without it.
+    """
+
+    code: np.ndarray  # int32 [..., capacity]; UNUSED after the first `count`
+    count: np.ndarray  # int32 [...]
+
+
+def steps(tiles: Tiles, capacity: int | None = None) -> Steps:
+    """Returns the walk over the seen tiles of each pack, for NumPy and traced JAX arrays alike.
+
+    Args:
+      capacity: most steps of a pack; None means one a tile, which no pack exceeds. Traced arrays
+        cannot raise: `count` then tells that steps are missing from `code`.
+
+    Raises:
+      ValueError: a pack needs more steps than `capacity`; the message names it.
+    """
+    numbers = tiles.seen.__array_namespace__()
+    *lead, rows, columns = tiles.seen.shape
+    assert rows <= MOST_ROWS and columns <= MOST_COLUMNS, (rows, columns)
+    row, column = np.arange(rows, dtype=np.int32)[:, None], np.arange(columns, dtype=np.int32)
+    place = (row << ROW_SHIFT) | (column << COLUMN_SHIFT)
+    visited = tiles.seen | (~tiles.seen.any(-1)[..., None] & (column == 0))
+    before = numbers.cumsum(visited.astype(np.int32), axis=-1)
+    flags = (
+        numbers.where(before == 1, FIRST, 0)
+        | numbers.where(before == before[..., -1:], LAST, 0)
+        | numbers.where(tiles.whole, 0, MASKED)
+        | numbers.where(tiles.seen, RUN, 0)
+    ).astype(np.int32)
+    code = numbers.where(visited, place | flags, np.int32(UNUSED))
+    count = visited.sum((-2, -1)).astype(np.int32)
+    capacity = rows * columns if capacity is None else capacity
+    if isinstance(count, np.ndarray | np.generic):
+        _check_capacity(count, capacity)
+    code = numbers.sort(code.reshape(*lead, rows * columns), axis=-1)
+    return Steps(code[..., :capacity], count)
+
+
+class Listed(NamedTuple):
+    """Visibility with the walk over its tiles; goes wherever a `Visibility` goes."""
+
+    low: np.ndarray  # int32 [..., key]
+    high: np.ndarray  # int32 [..., key]
+    steps: Steps
+
+
+def listed(
+    visibility: Visibility, queries: int, block: tuple[int, int], capacity: int | None = None
+) -> Listed:
+    """Adds the walk over the visible tiles to [..., key] intervals over `queries` queries.
+
+    On the host for NumPy arrays, by the data pipeline; traced under jit for JAX arrays.
+
+    Args:
+      block: queries and keys of a tile, the same as the kernels'; short sequences get smaller ones.
+      capacity: see `steps`, which also says how it fails.
+    """
+    numbers = visibility.low.__array_namespace__()
+    keys = visibility.low.shape[-1]
+    query_block, key_block = fitting(queries, keys, block)
+    padding = [(0, 0)] * (visibility.low.ndim - 1) + [(0, -keys % key_block)]
+    padded = Visibility(*(numbers.pad(side, padding) for side in visibility[:2]))
+    walk = steps(tiles(padded, queries, query_block, key_block), capacity)
+    return Listed(visibility.low, visibility.high, walk)
+
+
+def fitting(queries: int, keys: int, block: tuple[int, int]) -> tuple[int, int]:
+    """Returns the blocks for these lengths: equal ones, no larger than `block`, whole lanes."""
+    parts = (_equal_parts(length, most) for length, most in zip((queries, keys), block))
+    return tuple(parts)
+
+
+def _equal_parts(length: int, most: int) -> int:
+    unit = min(LANES, most)
+    parts = -(-length // most)
+    return -(-length // (unit * parts)) * unit
+
+
+def _check_capacity(count: np.ndarray, capacity: int) -> None:
+    """Names every pack whose walk is longer than `capacity`."""
+    over = np.argwhere(np.asarray(count) > capacity)
+    if len(over):
+        packs = ", ".join(
+            " ".join(["pack", *map(str, index), "has", str(count[tuple(index)])]) for index in over
+        )
+        raise ValueError(
+            f"more visible tiles than attention_tiles={capacity}: {packs}; raise it, or set it to "
+            "0 for as many as there are"
+        )

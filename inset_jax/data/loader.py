@@ -22,7 +22,7 @@ from inset_jax.core.config import Config
 from inset_jax.data import image, prepare, text
 from inset_jax.data.index import build_index
 from inset_jax.data.keyed import keyed
-from inset_jax.data.pack import Item, assemble, layout, stack
+from inset_jax.data.pack import Item, assemble, layout, stack, with_tiles
 from inset_jax.data.plan import Draw, Plan
 from inset_jax.data.record import open_records
 
@@ -226,7 +226,13 @@ class _BatchMaker:
             items, names = self.items(draws, faults)
             laid = layout(items, self._config.model, [name for name, _ in names])
             reweight = self._config.loss.cross_entropy_reweighting
-            packs.append(assemble(laid, self._config.data.capacity, self._config.model, reweight))
+            capacity = self._config.data.capacity
+            pack = assemble(laid, capacity, self._config.model, reweight)
+            if capacity.attention_tiles:
+                block = self._config.compute.attention_block
+                name = f"pack {number} ({laid.names[0]} and {len(laid.names) - 1} more)"
+                pack = with_tiles(pack, block, capacity.attention_tiles, name)
+            packs.append(pack)
             pictures += [
                 Picture(own, int(row), image.normalize(item.image), item.posterior_noise)
                 for item, row in zip(laid.gen_items, laid.gen_row, strict=True)

@@ -2,6 +2,7 @@
 
     layout     every token of the pack in reading order (data.layout)
     assemble   those tokens divided over the two streams
+    with_tiles the tiles of the mask that hold anything, where the config bounds their number
     stack      several packs with P in front
 
 Training, validation and the sampler's contexts all go through them.
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from inset_jax.core.batch import Pack, Visibility
+from inset_jax.core.batch import STREAMS, Pack, Visibility
 from inset_jax.core.config import CapacityConfig, ModelConfig
-from inset_jax.core.visibility import for_queries, reading_intervals
+from inset_jax.core.visibility import for_queries, listed, reading_intervals
 from inset_jax.data import image as images
 from inset_jax.data.layout import GEN, KINDS, UND, Item, Layout, item_size, layout
 
@@ -153,6 +154,29 @@ def assemble(
         ce_weight=ce(laid.ce_weight if reweight else np.ones_like(laid.ce_weight)),
         ce_example=ce(laid.example[laid.ce_index], -1),
     )
+
+
+def with_tiles(pack: Pack, block: tuple[int, int], capacity: int, name: str) -> Pack:
+    """Adds to both streams the list of tiles that the attention kernels will visit.
+
+    Args:
+      block: queries and keys of a tile, as the kernels will cut them (compute.attention_block).
+      capacity: most tiles of a stream, data.capacity.attention_tiles.
+      name: of the pack, for messages.
+
+    Raises:
+      ValueError: a stream has more visible tiles than `capacity`.
+    """
+    lengths = dict(zip(STREAMS, (len(pack.und_token), len(pack.gen_latent)), strict=True))
+    visibility = dict(pack.visibility)
+    for stream, length in lengths.items():
+        if not length:
+            continue
+        try:
+            visibility[stream] = listed(pack.visibility[stream], length, block, capacity)
+        except ValueError as error:
+            raise ValueError(f"{name}, {stream} stream: {error}") from error
+    return pack._replace(visibility=visibility)
 
 
 def stack(packs: Sequence[Pack]) -> Pack:

@@ -8,6 +8,7 @@ Whatever of its result spares the backward pass a second forward, it marks by
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,7 +18,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from inset_jax.core import mesh
 from inset_jax.core.batch import Visibility
+from inset_jax.core.config import ComputeConfig
+from inset_jax.core.visibility import Listed, Steps
 from inset_jax.kernels.chunked import chunked
+from inset_jax.kernels.interval_attention import pallas
+from inset_jax.kernels.interval_form import block_for
 
 
 def reference(
@@ -41,28 +46,42 @@ def reference(
     return checkpoint_name(out.reshape(query.shape).astype(query.dtype), "attention")
 
 
-IMPLEMENTATIONS: dict[str, Callable] = {"chunked": chunked, "reference": reference}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "pallas": pallas,
+    "chunked": chunked,
+    "reference": reference,
+}
+
+
+def chosen(compute: ComputeConfig) -> str | Callable:
+    """Returns the implementation that a config asks for, as `attend` takes it."""
+    on_tpu = compute.attention == "auto" and mesh.platform() == "tpu"
+    if compute.attention_block and (on_tpu or compute.attention == "pallas"):
+        return functools.partial(pallas, block=block_for(compute.attention_block))
+    return compute.attention
 
 
 def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    visibility: Visibility,
-    implementation: str = "auto",
+    visibility: Visibility | Listed,
+    implementation: str | Callable = "auto",
     scale: float | None = None,
 ) -> jax.Array:
     """Mixes the values that each query sees, by the softmax of its scores.
 
     Query head h uses key-value head h // (H / N). A query that sees nothing gives exact zeros.
     Differentiable in query, key and value. Under a mesh (`jax.set_mesh`) every device works on its
-    own packs and heads.
+    own packs, heads and queries.
 
     Args:
       query: [P, Q, H, D].
       key, value: [P, K, N, D] of the query's dtype; N divides H.
-      visibility: int32 [P, K], intervals over the Q queries.
-      implementation: a name in IMPLEMENTATIONS, or "auto": the first that does not refuse.
+      visibility: int32 [P, K], intervals over the Q queries; the kernels also take them with the
+        list of visible tiles (`interval_form.listed`) and otherwise make it themselves.
+      implementation: a name in IMPLEMENTATIONS, or "auto": the first that does not refuse; or a
+        function of the same arguments as these.
       scale: factor on the scores; None means 1 / sqrt(D).
 
     Returns:
@@ -73,16 +92,21 @@ def attend(
       NotImplementedError: the named implementation, or every one, refuses; the message says why.
     """
     _check(query, key, value, visibility)
-    if implementation != "auto" and implementation not in IMPLEMENTATIONS:
+    if not callable(implementation) and implementation not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
             f"attention implementation {implementation!r}: have 'auto' and {list(IMPLEMENTATIONS)}"
         )
     if not query.size or not key.size:
         return jnp.zeros_like(query)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if callable(implementation):
+        return _per_device(implementation, query, key, value, visibility, scale)
     names = list(IMPLEMENTATIONS) if implementation == "auto" else [implementation]
     refusals = []
     for name in names:
+        if name == "pallas" and implementation == "auto" and mesh.platform() != "tpu":
+            refusals.append("pallas: no TPU; elsewhere it is interpreted, and only if named")
+            continue
         try:
             return _per_device(IMPLEMENTATIONS[name], query, key, value, visibility, scale)
         except NotImplementedError as refusal:
@@ -90,14 +114,37 @@ def attend(
     raise NotImplementedError("attention is refused by " + "; ".join(refusals))
 
 
-def _per_device(function: Callable, query, key, value, visibility: Visibility, scale: float):
-    """Runs an implementation on each device's packs and heads, as far as these divide evenly."""
+def _per_device(function: Callable, query, key, value, visibility, scale: float):
+    """Runs an implementation on each device's packs, heads and queries, where these divide evenly.
+
+    The keys of a pack are whole on every device; their gradients are summed over the devices that
+    share the pack's queries.
+    """
     pack = mesh.dividing("pack", query.shape[0])
     heads = mesh.dividing("heads", query.shape[2], key.shape[2])
-    tokens = (pack, None, heads, None)
-    local = lambda query, key, value, visibility: function(query, key, value, visibility, scale)
-    inputs = (tokens, tokens, tokens, Visibility((pack, None), (pack, None)))
+    token = mesh.dividing("token", query.shape[1])
+    split = token is not None and mesh.ways(token) > 1
+    lists = function is pallas or getattr(function, "func", None) is pallas
+    if split or not lists:  # only the kernels read a list, and only of whole packs
+        visibility = Visibility(visibility.low, visibility.high)
+
+    def local(query, key, value, visibility):
+        if split:
+            visibility = _of_part(visibility, mesh.index(token), query.shape[1])
+        return function(query, key, value, visibility, scale)
+
+    intervals = Visibility((pack, None), (pack, None))
+    if isinstance(visibility, Listed):
+        intervals = Listed(*intervals, Steps((pack, None), (pack,)))
+    tokens, keys = (pack, token, heads, None), (pack, None, heads, None)
+    inputs = (tokens, keys, keys, intervals)
     return mesh.per_device(local, inputs, tokens)(query, key, value, visibility)
+
+
+def _of_part(visibility: Visibility, part: jax.Array, queries: int) -> Visibility:
+    """Renumbers intervals to the queries of one of several equal parts, `queries` each."""
+    clipped = lambda side: jnp.clip(side - part * queries, 0, queries)
+    return Visibility(clipped(visibility.low), clipped(visibility.high))
 
 
 def _check(query, key, value, visibility: Visibility) -> None:
@@ -110,6 +157,6 @@ def _check(query, key, value, visibility: Visibility) -> None:
         raise ValueError(f"attend: query heads are no multiple of key-value heads: {shapes}")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"attend: dtypes differ: {query.dtype}, {key.dtype}, {value.dtype}")
-    for name, bound in visibility._asdict().items():
+    for name, bound in (("low", visibility.low), ("high", visibility.high)):
         if bound.shape != key.shape[:2]:
             raise ValueError(f"attend: visibility.{name} {bound.shape}, keys are {key.shape[:2]}")

@@ -18,7 +18,7 @@ from flax import nnx
 from inset_jax.core.batch import STREAMS, Kept, Visibility
 from inset_jax.core.config import ComputeConfig, LlmConfig
 from inset_jax.core.mesh import constrain
-from inset_jax.kernels.attend import attend
+from inset_jax.kernels.attend import attend, chosen
 from inset_jax.model import layers
 from inset_jax.model.layers import Linear, RmsNorm
 
@@ -94,7 +94,7 @@ class MotLayer(nnx.Module):
         cos_sin: dict[str, tuple[jax.Array, jax.Array]],
         visibility: dict[str, Visibility],
         kept: Kept | None,
-        implementation: str,
+        implementation: str | Callable,
     ) -> tuple[dict[str, jax.Array], Kept]:
         """Returns the streams after this layer and the keys and values they brought.
 
@@ -126,6 +126,7 @@ class Decoded(NamedTuple):
     """What the decoder returns; `kept` and `residuals` only when they were asked for."""
 
     hidden: dict[str, jax.Array]  # a stream: [P, T, M] after the final norm
+    last: dict[str, jax.Array]  # a stream: [P, T, M] before it
     kept: Kept | None  # own keys and values of every layer, [layer, P, own, N, D]
     residuals: dict[str, jax.Array] | None  # a stream: [layer, P, T, M], after each layer
 
@@ -167,7 +168,7 @@ class Decoder(nnx.Module):
         def body(streams, layer):
             params, kept = layer
             module = nnx.merge(definition, params)
-            after, own = module(streams, cos_sin, visibility, kept, compute.attention)
+            after, own = module(streams, cos_sin, visibility, kept, chosen(compute))
             outputs = {"kept": own, "residuals": after}
             return after, {name: outputs[name] for name in collect}
 
@@ -176,6 +177,7 @@ class Decoder(nnx.Module):
         last, collected = jax.lax.scan(body, streams, (stacked, kept))
         return Decoded(
             {name: self.norm[name](x) for name, x in last.items()},
+            last,
             collected.get("kept"),
             collected.get("residuals"),
         )

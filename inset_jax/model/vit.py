@@ -6,6 +6,8 @@ indexed by row * side + column, pre-norm layers, a norm on top, no pooling head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -14,7 +16,7 @@ from flax import nnx
 from inset_jax.core.batch import Visibility
 from inset_jax.core.config import ComputeConfig, VitConfig
 from inset_jax.core.mesh import constrain
-from inset_jax.kernels.attend import attend
+from inset_jax.kernels.attend import attend, chosen
 from inset_jax.model import layers
 from inset_jax.model.decoder import REMAT
 from inset_jax.model.layers import LayerNorm, Linear, Table
@@ -29,7 +31,9 @@ class VitAttention(nnx.Module):
         self.out = Linear(square, ("heads", "embed"), rngs)
         self.heads = config.heads
 
-    def __call__(self, x: jax.Array, visibility: Visibility, implementation: str) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, visibility: Visibility, implementation: str | Callable
+    ) -> jax.Array:
         split = lambda y: rearrange(y, "p v (h d) -> p v h d", h=self.heads)
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         seen = attend(query, key, value, visibility, implementation)
@@ -53,7 +57,9 @@ class VitLayer(nnx.Module):
         self.norm2 = LayerNorm(config.width, "embed", config.norm_eps, rngs)
         self.mlp = VitMlp(config, rngs)
 
-    def __call__(self, x: jax.Array, visibility: Visibility, implementation: str) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, visibility: Visibility, implementation: str | Callable
+    ) -> jax.Array:
         x = x + self.attention(self.norm1(x), visibility, implementation)
         x = x + self.mlp(self.norm2(x))
         return constrain(x, ("pack", "token", "feature"))
@@ -87,7 +93,7 @@ class Vit(nnx.Module):
         definition, stacked = nnx.split(self.layers)
 
         def body(x, params):
-            x = nnx.merge(definition, params)(x, visibility, compute.attention)
+            x = nnx.merge(definition, params)(x, visibility, chosen(compute))
             return x, x
 
         if compute.remat != "none":

@@ -240,7 +240,8 @@ class _Run:
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
         }
-        values = {**sums.means(), **{name: float(value) for name, value in values.items()}}
+        values = {name: float(value) for name, value in values.items()}
+        values = {**sums.means(), **metrics.by_time(*report.by_time), **values}
         speed = self.clock.read(pending.step, run.steps)
         print(metrics.progress_line(pending.step, run.steps, {**values, **speed}), flush=True)
         self.writer.write(pending.step, "train", {**values, **speed})

@@ -150,6 +150,22 @@ class KindSums:
         return told
 
 
+def by_time(flow, weight) -> dict[str, float]:
+    """Returns the mean flow loss in each of equal parts of the timesteps 0 (clean) to 1 (noise).
+
+    Parts without a target are left out.
+
+    Args:
+      flow, weight: float [parts], weighted sums and sums of weights.
+    """
+    parts = len(flow)
+    return {
+        f"flow_at/{part / parts:g}-{(part + 1) / parts:g}": float(flow[part] / weight[part])
+        for part in range(parts)
+        if weight[part] > 0
+    }
+
+
 def _whole_lines(path: pathlib.Path) -> list[str]:
     """Lines that end in a newline; a process killed while writing leaves one that does not."""
     return [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]

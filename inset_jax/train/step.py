@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from inset_jax.core import mesh
 from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
 from inset_jax.kernels.cross_entropy import chunked_cross_entropy
-from inset_jax.kernels.flow_loss import flow_loss
+from inset_jax.kernels.flow_kernel import fused
+from inset_jax.kernels.flow_loss import FlowForm, FlowHead, FlowTarget, flow_loss, weighted
 from inset_jax.model import flow, inset
 from inset_jax.train import optim
 
 Tree = dict[str, Any]
 TokenLoss = Callable[[Tree, Pack], tuple[jax.Array, jax.Array]]
+TIME_BUCKETS = 10  # equal parts of [0, 1] that the flow loss is reported by
 
 
 class Weights(NamedTuple):
@@ -40,6 +43,13 @@ class ByExample(NamedTuple):
     flow_weight: jax.Array
 
 
+class ByTime(NamedTuple):
+    """Weighted sums of the flow loss over the targets in each part of [0, 1], timesteps shifted."""
+
+    flow: jax.Array  # float32 [..., TIME_BUCKETS]
+    flow_weight: jax.Array
+
+
 class Losses(NamedTuple):
     """float32 scalars, of the global batch."""
 
@@ -53,6 +63,7 @@ class Report(NamedTuple):
 
     losses: Losses
     by_example: ByExample
+    by_time: ByTime
     grad_norm: jax.Array  # before clipping
     learning_rate: jax.Array
     finite: jax.Array  # bool; if not, the step changed nothing
@@ -69,41 +80,63 @@ def token_losses(definition, config: Config) -> TokenLoss:
     Both float32 and unweighted. The flow error is the mean square over the channels of a token, of
     the velocity or of the clean latent (`model.prediction`).
     """
-    kind, chunk = config.model.prediction, config.compute.cross_entropy_chunk
 
     def losses(params: Tree, pack: Pack) -> tuple[jax.Array, jax.Array]:
         model = inset.bind(definition, params)
         decoded, _ = model(pack, config.loss.timestep_shift, config.compute)
-        hidden = jnp.take_along_axis(decoded.hidden["und"], pack.ce_index[..., None], axis=1)
-        head = params["llm"]["head"]["kernel"].astype(hidden.dtype)
-        entropy = chunked_cross_entropy(hidden, head, pack.ce_label, chunk)
         prediction = model.predict(decoded.hidden["gen"])
-        target = flow.target(pack.gen_latent, pack.gen_noise, kind)
-        return entropy, flow_loss(prediction, target)
+        target = flow.target(pack.gen_latent, pack.gen_noise, config.model.prediction)
+        return _entropy(params, decoded, pack, config), flow_loss(prediction, target)
 
     return losses
 
 
+def _entropy(params: Tree, decoded, pack: Pack, config: Config) -> jax.Array:
+    """The cross entropy of each next-token target: float32 [P, C]."""
+    hidden = jnp.take_along_axis(decoded.hidden["und"], pack.ce_index[..., None], axis=1)
+    head = params["llm"]["head"]["kernel"].astype(hidden.dtype)
+    chunk = config.compute.cross_entropy_chunk
+    return chunked_cross_entropy(hidden, head, pack.ce_label, chunk)
+
+
+def _flow(model, params: Tree, decoded, pack: Pack, coefficient: jax.Array, config: Config):
+    """coefficient x the weighted sum of the flow errors, and the error of each token [P, G].
+
+    On TPUs both and their gradient come from one kernel that reads the last hidden states once.
+    """
+    kind, form = config.model.prediction, config.compute.flow_loss
+    if form == "fused" or (form == "auto" and mesh.platform() == "tpu"):
+        head = FlowHead(params["llm"]["norm"]["gen"]["scale"], **params["latent_out"])
+        target = FlowTarget(pack.gen_latent, pack.gen_noise, pack.gen_weight)
+        form = FlowForm(config.model.llm.norm_eps, kind)
+        return fused(decoded.last["gen"], head, target, coefficient, form)
+    prediction = model.predict(decoded.hidden["gen"])
+    error = flow_loss(prediction, flow.target(pack.gen_latent, pack.gen_noise, kind))
+    return coefficient * jnp.sum(weighted(error, pack.gen_weight)), error
+
+
 def loss_function(definition, config: Config) -> Callable:
-    """Returns a function (params, packs [P, ...], Weights) -> (total, (Losses, ByExample)).
+    """Returns a function (params, packs [P, ...], Weights) -> (total, (Losses, ByExample, ByTime)).
 
     The weights may be those of a larger batch that these packs are a part of: the losses of all
     parts then add up to the loss of the whole.
     """
-    per_token = token_losses(definition, config)
     examples = config.data.capacity.examples
 
     def loss(params: Tree, pack: Pack, whole: Weights):
-        entropy, error = per_token(params, pack)
-        entropy = _weighted(entropy, pack.ce_weight)
-        error = _weighted(error, pack.gen_weight)
-        sums = (jnp.sum(entropy), jnp.sum(error))
+        model = inset.bind(definition, params)
+        decoded, timestep = model(pack, config.loss.timestep_shift, config.compute)
         # a weight of zero in total means that every summand is zero too
-        means = [s / jnp.where(w > 0, w, 1.0) for s, w in zip(sums, whole, strict=True)]
-        total = config.loss.cross_entropy_weight * means[0] + config.loss.flow_weight * means[1]
+        shares = [1 / jnp.where(w > 0, w, 1.0) for w in whole]
+        entropy = weighted(_entropy(params, decoded, pack, config), pack.ce_weight)
+        coefficient = config.loss.flow_weight * shares[1]
+        flow_part, error = _flow(model, params, decoded, pack, coefficient, config)
+        error = weighted(error, pack.gen_weight)
+        means = [jnp.sum(x) * share for x, share in zip((entropy, error), shares, strict=True)]
+        total = config.loss.cross_entropy_weight * means[0] + flow_part
         by_example = ByExample(
             *(
-                _sum_by_example(values, index, examples)
+                _sum_by(index, values, examples)
                 for values, index in (
                     (entropy, pack.ce_example),
                     (pack.ce_weight, pack.ce_example),
@@ -112,7 +145,9 @@ def loss_function(definition, config: Config) -> Callable:
                 )
             )
         )
-        return total, (Losses(total, *means), by_example)
+        bucket = jnp.minimum(timestep * TIME_BUCKETS, TIME_BUCKETS - 1).astype(jnp.int32)
+        sums = [_sum_by(bucket, x, TIME_BUCKETS).sum(0) for x in (error, pack.gen_weight)]
+        return total, (Losses(total, *means), by_example, ByTime(*sums))
 
     return loss
 
@@ -131,7 +166,7 @@ def train_step(definition, config: Config) -> Callable[[Tree, Pack], tuple[Tree,
         trained, frozen = optim.split(state["params"], patterns)
         over_trained = lambda part, pack, whole: loss(optim.merge(frozen, part), pack, whole)
         gradient = jax.value_and_grad(over_trained, has_aux=True)
-        grads, losses, by_example = _accumulate(gradient, trained, packs)
+        grads, losses, by_example, by_time = _accumulate(gradient, trained, packs)
         moved, opt_state, told = optimizer.update(grads, state["opt_state"], trained)
         new = {
             "params": optim.merge(frozen, moved),
@@ -141,7 +176,7 @@ def train_step(definition, config: Config) -> Callable[[Tree, Pack], tuple[Tree,
         }
         finite = jnp.isfinite(losses.total) & jnp.isfinite(told["grad_norm"])
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-        return kept, Report(losses, by_example, finite=finite, **told)
+        return kept, Report(losses, by_example, by_time, finite=finite, **told)
 
     return step
 
@@ -174,24 +209,21 @@ def _accumulate(gradient: Callable, trained: Tree, packs: Pack):
     whole = weights(packs)
     if packs.und_token.shape[0] == 1:
         first = jax.tree.map(lambda x: x[0], packs)
-        (_, (losses, by_example)), grads = gradient(trained, first, whole)
-        return grads, losses, jax.tree.map(lambda x: x[None], by_example)
+        (_, (losses, by_example, by_time)), grads = gradient(trained, first, whole)
+        return grads, losses, jax.tree.map(lambda x: x[None], by_example), by_time
 
     def body(carry, pack):
-        (_, (losses, by_example)), grads = gradient(trained, pack, whole)
-        return jax.tree.map(jnp.add, carry, (grads, losses)), by_example
+        (_, (losses, by_example, by_time)), grads = gradient(trained, pack, whole)
+        return jax.tree.map(jnp.add, carry, (grads, losses, by_time)), by_example
 
-    zero = (jax.tree.map(jnp.zeros_like, trained), Losses(*(jnp.zeros(()) for _ in range(3))))
-    (grads, losses), by_example = jax.lax.scan(body, zero, packs)
-    return grads, losses, by_example
-
-
-def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """values * weight, and exactly 0 where the weight is 0, whatever the padding computes."""
-    return jnp.where(weight > 0, values, 0.0) * weight
+    zero = jnp.zeros(())
+    sums = ByTime(*(jnp.zeros(TIME_BUCKETS) for _ in ByTime._fields))
+    start = (jax.tree.map(jnp.zeros_like, trained), Losses(zero, zero, zero), sums)
+    (grads, losses, by_time), by_example = jax.lax.scan(body, start, packs)
+    return grads, losses, by_example, by_time
 
 
-def _sum_by_example(values: jax.Array, example: jax.Array, examples: int) -> jax.Array:
-    """Sums [P, token] over the tokens of each example: [P, E]. Padding (-1) goes nowhere."""
-    one_hot = example[..., None] == jnp.arange(examples)
+def _sum_by(index: jax.Array, values: jax.Array, parts: int) -> jax.Array:
+    """Sums [P, token] over the tokens of each index: [P, parts]. Padding (-1) goes nowhere."""
+    one_hot = index[..., None] == jnp.arange(parts)
     return jnp.sum(jnp.where(one_hot, values[..., None], 0.0), axis=1)

@@ -9,7 +9,7 @@ import pytest
 from inset_jax.core.batch import STREAMS
 from inset_jax.core.config import CapacityConfig, ModelConfig, edit
 from inset_jax.core.visibility import dense
-from inset_jax.data.pack import GEN, Item, assemble, layout, stack
+from inset_jax.data.pack import GEN, Item, assemble, layout, stack, with_tiles
 from tests.data.conftest import GOLDEN
 from tests.data.test_layout import CONFIG, reference_items
 
@@ -200,3 +200,19 @@ def test_the_null_tokens_reach_the_und_stream():
     pack = assemble(layout([gone], config), CAPACITY, config)
     assert pack.und_patch[:5].tolist() == [-2, -3, -1, -1, -1]
     assert pack.und_token[:4].tolist() == [0, 0, 502, 503]
+
+
+def test_the_list_of_tiles_is_bounded_and_the_pack_that_exceeds_it_is_named():
+    items = [[TEXT, TARGET], [TEXT]]
+    pack = assemble(layout(items, CONFIG), CAPACITY, CONFIG)
+    block, names = (32, 128), "pack 7 (a and 1 more)"
+    listed = stack([with_tiles(pack, block, 5, names)] * 2).visibility
+    assert {name: listed[name].steps.code.shape for name in STREAMS} == {
+        "und": (2, 5),
+        "gen": (2, 4),  # there are no more
+    }
+    # 96 queries are three rows, of which the last two see nothing
+    assert listed["und"].steps.count.tolist() == [3, 3]
+    assert np.array_equal(listed["gen"].low[1], pack.visibility["gen"].low)
+    with pytest.raises(ValueError, match=r"pack 7 \(a and 1 more\), und stream: .*pack has 3"):
+        with_tiles(pack, block, 2, names)

@@ -93,3 +93,8 @@ def test_progress_has_rates_once_a_step_has_passed():
     assert line.startswith("step  4/10  loss 1.0000  flow 0.5000  ce 2.0000")
     assert "tokens/s" in line
     assert "tokens/s" not in metrics.progress_line(4, 10, values)
+
+
+def test_flow_by_time_names_the_part_and_leaves_out_empty_ones():
+    means = metrics.by_time(np.asarray([3.0, 0.0, 1.0, 0.0]), np.asarray([2.0, 0.0, 4.0, 0.0]))
+    assert means == {"flow_at/0-0.25": 1.5, "flow_at/0.5-0.75": 0.25}

@@ -57,6 +57,9 @@ def test_losses_by_example_add_up_to_the_whole(advance, params, config, make_pac
     np.testing.assert_allclose(report.losses.total, total, 1e-6)
     weight = report.by_example.flow_weight[0]
     np.testing.assert_array_equal(weight, [[0, 0, 4], [0, 4, 0]])
+    flow, flow_weight = report.by_time
+    np.testing.assert_allclose(flow.sum(), sums[2], 1e-6)
+    assert flow_weight.sum() == 8 and flow_weight.shape == (step.TIME_BUCKETS,)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""What the kernel benchmark reads from the compiler, and when it says that a bar is missed."""
+
+import pytest
+
+from tools import bundles, hlo_bytes, kernel_packs, kernel_table
+from tools.kernel_table import Row
+
+SCHEDULE = """
+// a comment
+     0   :  { %s1 = sadd }
+   0x1   :  { %v2 = vmatmul.bf16 ;; %v3 = vmatmul.bf16 }
+   0x2   :  { sbr.rel @p0 }
+   0x3   :  { %v2 = vadd }
+   0x4 LB: > { %v5 = vmatmul.bf16 }
+   0x5   : > { %v6 = vadd
+      ;; %v7 = vmul }
+"""
+
+PROGRAM = """
+HloModule jit_f
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %p = (s32[], f32[4,8]) parameter(0)
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %y = f32[4,8]{1,0} fusion(%x), kind=kLoop
+  ROOT %t = (s32[], f32[4,8]) tuple(%x, %y)
+}
+
+ENTRY %main (a: bf16[16,4]) -> bf16[16,4] {
+  %a = bf16[16,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[16,4]{1,0} fusion(%a), kind=kLoop
+  %w = (s32[], f32[4,8]) while(%s), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %c = (bf16[16,4]{1,0}, f32[4,8]{1,0}) custom-call(%b, %b), custom_call_target="tpu"
+}
+"""
+
+
+def test_a_schedule_is_cut_at_labels_and_branches():
+    assert bundles.bodies(SCHEDULE) == [(3, 2), (1, 0), (2, 1)]
+    assert bundles.work([(bundles.Body(9, 0)), bundles.Body(5, 8), bundles.Body(5, 4)]) == [
+        (5, 8),
+        (5, 4),
+    ]
+
+
+def test_bytes_count_loops_as_often_as_they_run_and_an_operand_once():
+    fusion, loop, call = 2 * 128, 3 * 2 * 128, 128 + 128 + 128
+    assert hlo_bytes.moved(PROGRAM) == fusion + loop + call
+
+
+def row(kernel, whole, masked, tile="256 x 256", **changes):
+    return Row(kernel, "v6e", tile, whole, masked)._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "missed"),
+    [
+        ([row("interval_forward", 1735, 1970)], []),
+        ([row("interval_forward", 1736, 1970)], ["forward v6e 256 x 256: 1,736"]),
+        ([row("interval_forward", 1, 1971)], ["forward v6e 256 x 256 masked: 1,971"]),
+        (
+            [
+                row("interval_backward", 1, 80, reduction=10),
+                row("splash backward, fused", 100, 100, reduction=10),
+                row("splash backward, dq + dkv", 120, 120),
+            ],
+            ["backward v6e 256 x 256: 90 bundles, at most 82"],
+        ),
+        (
+            [
+                row("interval_forward", 86, 92, "512 x 512"),
+                row("splash forward", 100, 100, "512 x 512"),
+            ],
+            ["whole of splash: 86 bundles, at most 85"],
+        ),
+    ],
+)
+def test_a_bar_is_missed_by_one_bundle(rows, missed):
+    found = kernel_table.failures(rows)
+    assert len(found) == len(missed)
+    assert all(part in phrase for part, phrase in zip(missed, found, strict=True))
+    assert len(kernel_table.lines(rows)) == 1 + len(rows)
+
+
+def test_work_follows_the_visible_pairs_of_packs_that_fit():
+    few, many = (
+        kernel_packs.work(kernel_packs.random_pack(examples), examples, (256, 256))
+        for examples in (2, 20)
+    )
+    assert few.all_tiles == many.all_tiles and many.tiles < few.tiles / 2
+    for found in (few, many):
+        assert found.pairs <= 256 * 256 * found.tiles
+    assert few.pairs > 0.8 * 256 * 256 * few.tiles
+    model = Row("interval_forward", "v6e", "256 x 256", 1000, 1100, 800, 900, outside=500)
+    assert kernel_packs.milliseconds("v6e", model, many, True) < kernel_packs.milliseconds(
+        "v6e", model, few, False
+    )

@@ -1,0 +1,63 @@
+"""Counts the bytes that a compiled program moves to and from the main memory.
+
+Every instruction outside a fusion reads its operands and writes its result once; loops count as
+often as they run. XLA's own cost analysis counts a loop's body once and leaves kernels out.
+"""
+
+from __future__ import annotations
+
+import re
+
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "f64": 8}
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z\-]*[a-z])\(([^)]*)\)")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-done", "after-all"}
+
+
+def moved(text: str) -> int:
+    """Returns the bytes that the entry computation of an HLO text moves."""
+    computations: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        head = COMPUTATION.match(line)
+        if head:
+            name = head[2]
+            computations[name] = []
+            entry = name if head[1] else entry
+        elif name and INSTRUCTION.match(line):
+            computations[name].append(line)
+    return _moved(entry, computations)
+
+
+def _moved(name: str, computations: dict[str, list[str]]) -> int:
+    total, sizes = 0, {}
+    for line in computations[name]:
+        own, rest = INSTRUCTION.match(line).groups()
+        found = OPCODE.search(rest)
+        if not found:
+            continue
+        opcode, operands = found.groups()
+        sizes[own] = _bytes(rest[: found.start(1)])
+        if opcode == "while":
+            body = re.search(r"body=%?([\w.\-]+)", rest)[1]
+            times = re.search(r'known_trip_count"?:\s*\{"n":"(\d+)"', rest)
+            total += int(times[1] if times else 1) * _moved(body, computations)
+        elif opcode == "copy-start":  # its result is a tuple that holds its operand too
+            total += 2 * sum(sizes.get(x, 0) for x in re.findall(r"%([\w.\-]+)", operands))
+        elif opcode not in FREE and not opcode.endswith("-done"):
+            reads = set(re.findall(r"%([\w.\-]+)", operands))
+            total += sizes[own] + sum(sizes.get(x, 0) for x in reads)
+    return total
+
+
+def _bytes(shape: str) -> int:
+    """Bytes of a shape's text, of a tuple's all parts."""
+    total = 0
+    for kind, dims in ARRAY.findall(shape):
+        count = 1
+        for dim in filter(None, dims.split(",")):
+            count *= int(dim)
+        total += count * SIZES.get(kind, 4)
+    return total

@@ -1,0 +1,85 @@
+"""The language model of BAGEL-7B, forward and backward, compiled for slices that are not there.
+
+All 28 layers with both experts, 16,384 + 16,384 tokens a device, parameters in float32 split over
+all devices, bfloat16 compute, attention by the Pallas kernels. Says whether it compiles, and what
+memory it asks for.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+
+SLICES = {"v5p": "v5p:2x2x4", "v6e": "v6e:4x4", "tpu7x": "tpu7x:2x2x4"}
+TOKENS = 16384  # of each stream, on each device
+GIB = 1 << 30
+
+
+def report(chips: list[str], dump: pathlib.Path) -> tuple[dict, list[str]]:
+    """Compiles the stack for each chip and prints its memory; a failure is a missed bar."""
+    figures, missed = {}, []
+    for chip in chips:
+        try:
+            figures[chip] = one(chip)
+        except Exception as error:  # whatever the compiler refuses is the result
+            missed.append(f"{chip}: {str(error)[:300]}")
+            continue
+        print(
+            "{chip}: {devices} devices, arguments {arguments_gib:.2f} GiB, temporaries "
+            "{temporaries_gib:.2f} GiB, peak {peak_gib:.2f} GiB a device; compiled in "
+            "{seconds:.0f} s".format(chip=chip, **figures[chip]),
+            flush=True,
+        )
+    return {"stack": figures}, missed
+
+
+def one(chip: str) -> dict[str, float]:
+    """Compiles the stack for one chip's slice."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from inset_jax.core import mesh
+    from inset_jax.core.batch import STREAMS, Visibility
+    from inset_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
+    from inset_jax.model import inset
+
+    wrap = {"wrap": (True, True, True)} if chip != "v6e" else {}
+    slice_ = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chip], **wrap)
+    devices = mesh.build(MeshConfig(), slice_.devices)
+    config, compute = ModelConfig(), ComputeConfig(attention="pallas")
+    definition, shapes = inset.abstract(config)
+    placed = lambda shape, dtype, names: jax.ShapeDtypeStruct(
+        shape, dtype, sharding=mesh.sharding(devices, names, shape)
+    )
+    params = jax.tree.map(
+        lambda x, names: placed(x.shape, x.dtype, names), shapes, inset.logical_axes(config)
+    )
+    packs = devices.size
+    side = placed((packs, 2 * TOKENS), jnp.int32, ("pack", None))
+    model = config.llm.model_dim
+    stream = placed((packs, TOKENS, model), jnp.bfloat16, ("pack", "token", "feature"))
+    position = placed((packs, 1, TOKENS), jnp.int32, ("pack", None, None))
+    arguments = (
+        params["llm"],
+        {name: stream for name in STREAMS},
+        {name: position for name in STREAMS},
+        {name: Visibility(side, side) for name in STREAMS},
+    )
+
+    def loss(llm, streams, positions, visibility):
+        bound = inset.bind(definition, params | {"llm": llm})
+        decoded = bound.decode(streams, positions, visibility, compute)
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in decoded.hidden.values())
+
+    start = time.perf_counter()
+    with jax.set_mesh(devices):
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
+    memory = compiled.memory_analysis()
+    return {
+        "devices": devices.size,
+        "arguments_gib": memory.argument_size_in_bytes / GIB,
+        "temporaries_gib": memory.temp_size_in_bytes / GIB,
+        "peak_gib": memory.peak_memory_in_bytes / GIB,
+        "seconds": time.perf_counter() - start,
+    }
