@@ -104,13 +104,13 @@ def _kernels(options: argparse.Namespace) -> tuple[dict, list[str]]:
 
     with tempfile.TemporaryDirectory() as folder:
         dump = pathlib.Path(folder)
-        bundles.prepare(dump)
+        bundles.prepare(None if options.stack else dump)
         if options.pack:
             return kernel_packs.report(options.chip, dump, options.plot)
         if options.losses:
             return kernel_losses.report(options.chip, dump)
         if options.stack:
-            return kernel_stack.report(options.chip, dump)
+            return kernel_stack.report(options.chip)
         return kernel_table.report(options.chip, dump)
 
 

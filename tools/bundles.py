@@ -42,23 +42,27 @@ class Compiled(NamedTuple):
     executable: object  # jax.stages.Compiled
 
 
-def prepare(dump: pathlib.Path) -> None:
+def prepare(dump: pathlib.Path | None) -> None:
     """Sets what libtpu reads when it is loaded; must come before the first compile.
+
+    Args:
+      dump: an existing folder for schedules; None writes none.
 
     Raises:
       ValueError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("libtpu compiles for TPUs and is not installed: pip install '.[tpu]'")
-    dump.mkdir(parents=True, exist_ok=True)
     os.environ.update(
         JAX_PLATFORMS="cpu",
         TPU_SKIP_MDS_QUERY="1",
         TPU_ACCELERATOR_TYPE="v5litepod-16",
         TPU_WORKER_HOSTNAMES="localhost",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
     )
+    if dump is not None:
+        flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        os.environ["LIBTPU_INIT_ARGS"] = flags
 
 
 def compile_for(chip: str, function: Callable, shapes, dump: pathlib.Path) -> Compiled:
@@ -69,13 +73,15 @@ def compile_for(chip: str, function: Callable, shapes, dump: pathlib.Path) -> Co
       dump: the folder given to `prepare`; emptied first.
     """
     import jax
-    import numpy as np
     from jax.experimental import topologies
+
+    from inset_jax.core import mesh as meshes
+    from inset_jax.core.config import MeshConfig
 
     for file in dump.iterdir():
         file.unlink()
     described = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
-    mesh = jax.sharding.Mesh(np.asarray(described.devices[:1]), ("one",))
+    mesh = meshes.build(MeshConfig(), described.devices[:1])
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
     start = time.perf_counter()

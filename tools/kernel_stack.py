@@ -7,7 +7,6 @@ memory it asks for.
 
 from __future__ import annotations
 
-import pathlib
 import time
 
 SLICES = {"v5p": "v5p:2x2x4", "v6e": "v6e:4x4", "tpu7x": "tpu7x:2x2x4"}
@@ -15,7 +14,7 @@ TOKENS = 16384  # of each stream, on each device
 GIB = 1 << 30
 
 
-def report(chips: list[str], dump: pathlib.Path) -> tuple[dict, list[str]]:
+def report(chips: list[str]) -> tuple[dict, list[str]]:
     """Compiles the stack for each chip and prints its memory; a failure is a missed bar."""
     figures, missed = {}, []
     for chip in chips:
@@ -23,6 +22,7 @@ def report(chips: list[str], dump: pathlib.Path) -> tuple[dict, list[str]]:
             figures[chip] = one(chip)
         except Exception as error:  # whatever the compiler refuses is the result
             missed.append(f"{chip}: {str(error)[:300]}")
+            print(f"does not compile: {missed[-1]}", flush=True)
             continue
         print(
             "{chip}: {devices} devices, arguments {arguments_gib:.2f} GiB, temporaries "
