@@ -72,9 +72,11 @@ def one(chip: str) -> dict[str, float]:
         decoded = bound.decode(streams, positions, visibility, compute)
         return sum(jnp.sum(x.astype(jnp.float32)) for x in decoded.hidden.values())
 
+    places = jax.tree.map(lambda x: x.sharding, arguments[:2])
+    gradients = jax.jit(jax.grad(loss, (0, 1)), out_shardings=places)
     start = time.perf_counter()
     with jax.set_mesh(devices):
-        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
+        compiled = gradients.lower(*arguments).compile()
     memory = compiled.memory_analysis()
     return {
         "devices": devices.size,

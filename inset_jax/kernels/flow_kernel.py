@@ -92,15 +92,15 @@ def one_pass(
     tokens, model = hidden.shape
     latents = target.latent.shape[1]
     block = min(TOKENS, -(-tokens // SUBLANES) * SUBLANES)
-    by_token = lambda width: pl.BlockSpec((block, width), lambda t, _: (t, 0))
-    as_row = lambda rows: pl.BlockSpec((rows, block), lambda t, _: (0, t))
+    by_token = pl.BlockSpec((block, model), lambda t, _: (t, 0))
+    across = lambda rows: pl.BlockSpec((rows, block), lambda t, _: (0, t))
     whole = lambda *shape: pl.BlockSpec(shape, lambda t, _: (0,) * len(shape))
-    parameters = [whole(1, model), whole(latents, model), whole(1, latents)]
+    parameters = [whole(1, model), whole(latents, model), whole(latents, 1)]
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
         grid=(pl.cdiv(tokens, block),),
-        in_specs=[by_token(model), by_token(latents), by_token(latents), as_row(1), *parameters],
-        out_specs=[as_row(SUBLANES), by_token(model), *parameters],
+        in_specs=[by_token, across(latents), across(latents), across(1), *parameters],
+        out_specs=[across(1), by_token, *parameters],
     )
     shape = lambda size, dtype=jnp.float32: jax.ShapeDtypeStruct(size, dtype)
     call = pl.pallas_call(
@@ -108,31 +108,39 @@ def one_pass(
         grid_spec=grid,
         name="flow_loss",
         out_shape=[
-            shape((SUBLANES, tokens)),
+            shape((1, tokens)),
             shape(hidden.shape, hidden.dtype),
             shape((1, model)),
             shape((latents, model)),
-            shape((1, latents)),
+            shape((latents, 1)),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
         ),
         interpret=form.interpret,
     )
-    # the kernel of the head lies [L, M], so that M and not L fills the lanes
-    arrays = (head.scale[None], head.kernel.T.astype(hidden.dtype), head.bias[None])
-    error, grad, *of_head = call(
-        coefficient.reshape(1), hidden, target.latent, target.noise, target.weight[None], *arrays
-    )
-    scale, kernel, bias = of_head
-    return error[0], grad, FlowHead(scale[0], kernel.T, bias[0])
+    # latents lie [L, T], as XLA lays them out by itself: 64 of them would half fill the lanes
+    turned = (target.latent.T, target.noise.T, target.weight[None])
+    arrays = (head.scale[None], head.kernel.T.astype(hidden.dtype), head.bias[:, None])
+    error, grad, scale, kernel, bias = call(coefficient.reshape(1), hidden, *turned, *arrays)
+    return error[0], grad, FlowHead(scale[0], kernel.T, bias[:, 0])
 
 
 def _kernel(
-    coefficient, hidden, latent, noise, weight, scale, kernel, bias, *results, tokens, form
+    coefficient,
+    hidden,
+    latent,
+    noise,
+    weight,
+    scale,
+    kernel,
+    bias,
+    *results,
+    tokens,
+    form: FlowForm,
 ):
     error, grad, grad_scale, grad_kernel, grad_bias = results
-    block, latents = latent.shape
+    latents, block = latent.shape
     step = pl.program_id(0)
 
     @pl.when(step == 0)
@@ -140,26 +148,27 @@ def _kernel(
         for sums in (grad_scale, grad_kernel, grad_bias):
             sums[...] = jnp.zeros_like(sums)
 
-    # the last block may reach beyond the tokens, where anything may lie
-    own = lax.broadcasted_iota(jnp.int32, (block, 1), 0) + step * block < tokens
-    inside = lambda x: jnp.where(own, x.astype(jnp.float32), 0.0)
-    x = inside(hidden[...])
+    def inside(array, dim):
+        # the last block may reach beyond the tokens, where anything may lie
+        token = lax.broadcasted_iota(jnp.int32, array.shape, dim) + step * block
+        return jnp.where(token < tokens, array.astype(jnp.float32), 0.0)
+
+    x = inside(hidden[...], 0)
     inverse = lax.rsqrt(jnp.mean(x * x, 1, keepdims=True) + form.eps)
     unit = x * inverse
     gain = scale[...].astype(jnp.float32)
     normed = (unit * gain).astype(hidden.dtype)
-    prediction = dot(normed, kernel[...], (1, 1)) + bias[...].astype(jnp.float32)
-    wanted = noise[...] - latent[...] if form.kind == "velocity" else latent[...]
-    wrong = inside(prediction - wanted)
-    error[...] = dot(jnp.full((SUBLANES, latents), 1 / latents, jnp.float32), wrong * wrong, (1, 1))
+    prediction_LT = dot(kernel[...], normed, (1, 1)) + bias[...].astype(jnp.float32)
+    wanted_LT = noise[...] - latent[...] if form.kind == "velocity" else latent[...]
+    wrong_LT = inside(prediction_LT - wanted_LT, 1)
+    error[...] = jnp.mean(wrong_LT * wrong_LT, 0, keepdims=True)
 
     factor = (2 / latents) * coefficient[0]
-    column = jnp.broadcast_to(weight[...], (SUBLANES, block)).T[:, :1]
-    pull = inside(wrong * column) * factor
-    grad_bias[...] += jnp.sum(pull, 0, keepdims=True)
-    rounded = pull.astype(hidden.dtype)
-    grad_kernel[...] += dot(rounded, normed, (0, 0))
-    of_normed = dot(rounded, kernel[...], (1, 0))
+    pull_LT = wrong_LT * (inside(weight[...], 1) * factor)
+    grad_bias[...] += jnp.sum(pull_LT, 1, keepdims=True)
+    rounded_LT = pull_LT.astype(hidden.dtype)
+    grad_kernel[...] += dot(rounded_LT, normed, (1, 0))
+    of_normed = dot(rounded_LT, kernel[...], (0, 0))
     grad_scale[...] += jnp.sum(of_normed * unit, 0, keepdims=True)
     of_unit = of_normed * gain
     back = of_unit - unit * jnp.mean(of_unit * unit, 1, keepdims=True)
