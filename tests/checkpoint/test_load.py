@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from inset_jax.checkpoint import load, names, provenance, store
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core.config import MeshConfig
+from tests import devices
 
 
 def equal(a, b):
@@ -116,11 +118,11 @@ print(len(kernel.addressable_shards), kernel.addressable_shards[0].data.shape, k
 """
 
 
-def test_a_checkpoint_of_one_device_loads_onto_eight(folder, run, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+def test_a_checkpoint_of_one_device_loads_onto_eight(folder, run):
     command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(run), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(
+        command, env=os.environ | devices.several(8), capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "8 (2, 16, 48) (2, 64, 96)"
 

@@ -1,8 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
+from tests import devices
 from tests.checkpoint.folders import FOLDER
 
 ON_EIGHT_DEVICES = """
@@ -46,11 +48,11 @@ print("same")
 """
 
 
-def test_eight_devices_get_every_number_and_read_each_byte_once(converted, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+def test_eight_devices_get_every_number_and_read_each_byte_once(converted):
     command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(converted), str(FOLDER)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | devices.several(8), capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.endswith("same\n"), done.stderr[-2000:]
 
 

@@ -1,4 +1,5 @@
 import functools
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from inset_jax.core.batch import Visibility
 from inset_jax.kernels import chunked as module
 from inset_jax.kernels.attend import attend
+from tests import devices
 
 # packs, queries, keys, query heads, key-value heads, head width
 SHAPES = {
@@ -187,8 +189,11 @@ print("equal")
 """
 
 
-def test_on_a_mesh_of_eight_every_device_works_on_its_packs_and_heads(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    done = subprocess.run([sys.executable, "-c", ON_A_MESH], capture_output=True, text=True)
+def test_on_a_mesh_of_eight_every_device_works_on_its_packs_and_heads():
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH],
+        env=os.environ | devices.several(8),
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == "equal", done.stderr[-2000:]

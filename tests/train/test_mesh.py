@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
+from tests import devices
+
 DEVICES = 8
 ONE = {"fsdp": 1}
 QUICK = (  # what is compiled here runs once
-    f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
 
@@ -89,7 +90,7 @@ def measure(sizes: dict[str, int]) -> dict:
 )
 def test_step_on_a_mesh_equals_the_step_on_one_device(sizes):
     root = pathlib.Path(__file__).parents[2]
-    own = {"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    own = devices.several(DEVICES, QUICK) | {"PYTHONPATH": str(root)}
     command = [sys.executable, __file__, json.dumps([ONE, sizes])]
     ran = subprocess.run(command, env=os.environ | own, cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]

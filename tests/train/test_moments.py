@@ -24,6 +24,7 @@ from inset_jax.model import vae
 from inset_jax.train.latents import LatentWriter
 from inset_jax.train.loop import _with_digest
 from inset_jax.train.moments import Encoded, Encoder, load_autoencoder
+from tests import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -173,9 +174,12 @@ def test_the_command_on_four_devices_gives_the_same(place, encoded, tmp_path):
     )
     command = [sys.executable, "-m", "tools.encode_latents", str(folder / "plain")]
     command += [str(tmp_path / "done"), f"--config={tmp_path / 'experiment.py'}"]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     run = lambda *more: subprocess.run(
-        [*command, *more], cwd=ROOT, env=os.environ | devices, capture_output=True, text=True
+        [*command, *more],
+        cwd=ROOT,
+        env=os.environ | devices.several(4),
+        capture_output=True,
+        text=True,
     )
     assert "name the autoencoder" in run().stderr
     flag = f"--config.run.autoencoder={folder / 'ae.safetensors'}"
