@@ -100,24 +100,29 @@ def read_config(file: str | pathlib.Path) -> VaeConfig | None:
     Raises:
       ValueError: the file is no safetensors file, or its config is damaged.
     """
-    text = _header(file).get(CONFIG)
-    return None if text is None else bagel.to_vae_config(json.loads(text), pathlib.Path(file))
+    found = _text(file, CONFIG)
+    return None if found is None else bagel.to_vae_config(found, pathlib.Path(file))
 
 
 def read_facts(file: str | pathlib.Path) -> dict[str, Any]:
     """Returns the facts inside a file; {} where it has none.
 
     Raises:
-      ValueError: the file is no safetensors file.
+      ValueError: the file is no safetensors file, or its facts are damaged.
     """
-    return json.loads(_header(file).get(FACTS, "{}"))
+    return _text(file, FACTS) or {}
 
 
-def _header(file: str | pathlib.Path) -> dict[str, str]:
+def _text(file: str | pathlib.Path, key: str) -> dict[str, Any] | None:
+    """Returns one of the JSON texts in the header, None where there is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "numpy") as opened:
-            return opened.metadata() or {}
+            text = (opened.metadata() or {}).get(key)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: damaged or no safetensors file: {error}") from error
+    try:
+        return None if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: {key} in its header is damaged JSON: {error}") from error

@@ -32,8 +32,11 @@ CHOICES = {
 RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "model", "connector_side"),
     (1, None, "model.llm", "vocab_size model_dim layers query_heads kv_heads head_dim mlp_dim"),
+    (1e-38, None, "model.llm", "rope_theta norm_eps"),
     (1, None, "model.vit", "width heads mlp_dim patch side"),
+    (1e-38, None, "model.vit", "norm_eps"),
     (0, None, "model.vit", "layers"),
+    (1e-6, None, "model.vae", "scale"),
     (1, None, "model.vae", "channels multipliers res_blocks latent_channels"),
     (1, None, "model.latents", "patch max_side"),
     (1, None, "compute", "cross_entropy_chunk"),
@@ -302,18 +305,18 @@ def _training(config: Config) -> Iterator[str]:
 
 
 def _mesh(config: Config) -> Iterator[str]:
-    mesh, llm = config.mesh, config.model.llm
+    mesh = config.mesh
     sizes = vars(mesh)
     if list(sizes.values()).count(-1) > 1 or any(s < 1 and s != -1 for s in sizes.values()):
         yield f"mesh={sizes}: each size is at least 1, and one may be -1"
         return
-    for name in ("query_heads", "kv_heads"):
-        heads = getattr(llm, name)
+    for part, name in (("llm", "query_heads"), ("llm", "kv_heads"), ("vit", "heads")):
+        heads = getattr(getattr(config.model, part), name)
         if mesh.tensor > 1 and heads % mesh.tensor:
             near = max(n for n in range(1, mesh.tensor) if heads % n == 0)
             yield (
-                f"mesh.tensor={mesh.tensor} does not divide model.llm.{name}={heads}: the nearest "
-                f"that does is {near}"
+                f"mesh.tensor={mesh.tensor} does not divide model.{part}.{name}={heads}: the "
+                f"nearest that does is {near}"
             )
     ways = mesh.dcn * mesh.fsdp
     if mesh.dcn > 0 and mesh.fsdp > 0 and config.data.packs % ways:

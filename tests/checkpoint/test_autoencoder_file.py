@@ -75,3 +75,14 @@ def test_file_of_another_kind_is_refused_by_name(tmp_path):
     file.write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"ae\.safetensors: damaged or no safetensors"):
         autoencoder.read_config(file)
+
+
+def test_damaged_text_in_the_header_names_the_file(tmp_path):
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "ae.safetensors"
+    save_file({"x": np.zeros(1)}, file, metadata={autoencoder.CONFIG: "{", autoencoder.FACTS: "["})
+    with pytest.raises(ValueError, match=r"ae\.safetensors: vae_config .* damaged JSON"):
+        autoencoder.read_config(file)
+    with pytest.raises(ValueError, match=r"ae\.safetensors: facts .* damaged JSON"):
+        autoencoder.read_facts(file)

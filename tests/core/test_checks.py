@@ -71,6 +71,12 @@ def test_defaults_pass():
         ({"mesh": MeshConfig(fsdp=-1, tensor=-1)}, "one may be -1"),
         ({"mesh": MeshConfig(tensor=3)}, "the nearest that does is 2"),
         ({"mesh": MeshConfig(fsdp=4)}, "make it a multiple of 4"),
+        (
+            {"mesh": MeshConfig(tensor=4), "model__llm__query_heads": 32, "model__vit__heads": 18},
+            "does not divide model.vit.heads=18: the nearest that does is 3",
+        ),
+        ({"model__llm__rope_theta": 0.0}, "config.model.llm.rope_theta: found 0.0"),
+        ({"model__vae__scale": 0.0}, "config.model.vae.scale: found 0.0"),
         ({"sample__interval": (0.9, 0.1)}, "the first number is the lower end"),
     ],
 )
