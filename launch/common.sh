@@ -1,0 +1,77 @@
+# shellcheck shell=bash
+# What the launch scripts share. Sourced.
+
+LAUNCH="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+DRY_RUN=0
+
+say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# Reads the flags that all scripts have and the settings; `usage` is the script's own.
+begin() {
+    local argument
+    for argument in "$@"; do
+        case "$argument" in
+            --dry-run) DRY_RUN=1 ;;
+            --help | -h) usage && exit 0 ;;
+            *) fail "$argument: not expected; --dry-run prints every command, the rest are settings" ;;
+        esac
+    done
+    # shellcheck source=launch/settings.sh
+    source "${SETTINGS:-$LAUNCH/settings.sh}"
+    # shellcheck source=launch/chips.sh
+    source "$LAUNCH/chips.sh"
+    [[ "$NAME" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "NAME=$NAME: expected a-z, 0-9 and -"
+    [[ "$TOPOLOGY" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || fail "TOPOLOGY=$TOPOLOGY: expected 16x16 or 4x4x4"
+    [[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES: expected a number of slices"
+    [[ "$WORKDIR" != *://* ]] || fail "WORKDIR=$WORKDIR: a mounted folder; see docs/pods.md"
+    chip_facts
+}
+
+# Fails unless each of these settings has a value.
+need() {
+    local name
+    for name in "$@"; do
+        [[ -n "${!name}" ]] || fail "$name is empty: set it in launch/settings.sh or the environment"
+    done
+}
+
+# Runs a command that changes something; with --dry-run prints it.
+run() {
+    if ((DRY_RUN)); then
+        printf '+'
+        printf ' %q' "$@"
+        printf '\n'
+    else
+        "$@"
+    fi
+}
+
+# Sets COMMAND: what every process runs.
+train_command() {
+    local more
+    read -ra more <<<"$FLAGS"
+    COMMAND=(python -m inset_jax.train "--config=$CONFIG" "--workdir=$WORKDIR")
+    if ((SLICES > 1)); then
+        COMMAND+=("--config.mesh.dcn=$SLICES")
+    fi
+    COMMAND+=(${more[@]+"${more[@]}"})
+}
+
+# Compiles the step for these very chips before machines are asked for, where that is possible.
+preflight() {
+    local more slice="$CHIP:$TOPOLOGY"
+    if ((SLICES > 1)); then
+        slice="${SLICES}x$slice"
+    fi
+    if [[ ! -f "$LAUNCH/../tools/preflight.py" ]]; then
+        say "no preflight in this version: whether $CONFIG fits $slice is not known"
+        return
+    fi
+    read -ra more <<<"$FLAGS"
+    (cd "$LAUNCH/.." && run python -m tools.preflight "--config=$CONFIG" "--slice=$slice" \
+        ${more[@]+"${more[@]}"}) || fail "preflight: $CONFIG does not fit $slice"
+}

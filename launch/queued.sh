@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU VMs: asks for machines (queued resources), starts every host over ssh, waits,
+# and begins again when spot machines are taken away.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'TEXT'
+launch/queued.sh [--dry-run]    settings: launch/settings.sh (NAME, PROJECT, ZONE, CHIP, IMAGE, ...)
+
+Exit status: 0 trained; 1 an error that another attempt would meet too; 75 the attempts are used up.
+TEXT
+}
+
+LOST=75
+begin "$@"
+need PROJECT ZONE IMAGE BUCKET RUNTIME
+train_command
+LOGS="${LOGS:-launch-logs/$NAME}"
+QUEUE=(gcloud compute tpus queued-resources)
+WHERE=("--project=$PROJECT" "--zone=$ZONE")
+NODES=("$NAME")
+if ((SLICES > 1)); then
+    NODES=()
+    for ((slice = 0; slice < SLICES; slice++)); do NODES+=("$NAME-$slice"); done
+fi
+
+state() {
+    "${QUEUE[@]}" describe "$NAME" "${WHERE[@]}" '--format=value(state.state)' 2>/dev/null || echo GONE
+}
+
+# Asks for machines until the request is taken. Full zones are asked again; other refusals end.
+create() {
+    local spec=("$NAME" "${WHERE[@]}" "--accelerator-type=$ACCELERATOR" "--runtime-version=$RUNTIME")
+    local told began=$SECONDS
+    if ((SLICES > 1)); then
+        spec+=("--node-count=$SLICES" "--node-prefix=$NAME")
+    else
+        spec+=("--node-id=$NAME")
+    fi
+    if ((SPOT)); then
+        spec+=(--spot)
+    fi
+    if ((DRY_RUN)); then
+        run "${QUEUE[@]}" create "${spec[@]}"
+        return
+    fi
+    while true; do
+        if told=$("${QUEUE[@]}" create "${spec[@]}" 2>&1); then
+            return
+        fi
+        case "$told" in
+            *ALREADY_EXISTS* | *"already exists"*) return ;;
+            *uota*) fail "$told" ;; # quotas do not pass by waiting
+            *RESOURCE_EXHAUSTED* | *"no more capacity"* | *stockout* | *UNAVAILABLE*)
+                ((SECONDS - began < WAIT)) || fail "no machines within $WAIT s: $told"
+                say "no capacity for $ACCELERATOR in $ZONE; asking again in $PAUSE s"
+                sleep "$PAUSE"
+                ;;
+            *) fail "$told" ;;
+        esac
+    done
+}
+
+remove() {
+    if ((!DRY_RUN)) && [[ "$(state)" == GONE ]]; then
+        return
+    fi
+    run "${QUEUE[@]}" delete "$NAME" "${WHERE[@]}" --force --quiet || say "$NAME could not be removed"
+}
+
+# Waits until the machines are there; returns 1 when they will not come by this request.
+wait_active() {
+    local now before="" began=$SECONDS
+    if ((DRY_RUN)); then
+        run "${QUEUE[@]}" describe "$NAME" "${WHERE[@]}" '--format=value(state.state)'
+        return
+    fi
+    while true; do
+        now=$(state)
+        [[ "$now" == "$before" ]] || say "$NAME: $now"
+        before=$now
+        case "$now" in
+            ACTIVE) return 0 ;;
+            FAILED | SUSPENDING | SUSPENDED | DELETING | GONE) return 1 ;;
+        esac
+        ((SECONDS - began < WAIT)) || fail "$NAME: $now for $WAIT s; it stays in the queue"
+        sleep "$PAUSE"
+    done
+}
+
+# Prints the command line of one host, quoted for its shell.
+remote() {
+    local line words=(sudo docker run --rm --privileged --net=host "--name=$NAME" -v /mnt/run:/mnt/run)
+    while IFS= read -r line; do words+=(-e "$line"); done < <(chip_environment)
+    words+=("$IMAGE" "${COMMAND[@]}" --coordinator=auto)
+    printf '{ %s; } || exit 1; sudo docker rm -f %q >/dev/null 2>&1; exec' "$SETUP" "$NAME"
+    printf ' %q' "${words[@]}"
+}
+
+# on NODE WORKER COMMAND: over ssh; a host that refuses (255) is tried again. Not so one whose
+# connection broke later: by then the others miss it, and all have to begin again.
+on() {
+    local status attempt began
+    for ((attempt = 1; ; attempt++)); do
+        status=0 began=$SECONDS
+        run gcloud compute tpus tpu-vm ssh "$1" "${WHERE[@]}" "--worker=$2" "--command=$3" || status=$?
+        if ((status != 255 || attempt >= SSH_ATTEMPTS || SECONDS - began > 120)); then
+            return "$status"
+        fi
+        # an ended machine refuses as well: then there is nothing to wait for
+        [[ "$(state)" == ACTIVE ]] || return "$status"
+        say "$1, host $2: ssh refused (attempt $attempt of $SSH_ATTEMPTS)"
+        sleep "$PAUSE"
+    done
+}
+
+# Starts all hosts, each with a log of its own, and waits for them. Prints one line a host that did
+# not end well; sets WORST: 0, 1 (an error of the run) or 75 (machines were lost).
+fan_out() {
+    local node host status line pids=() names=() command
+    command=$(remote)
+    mkdir -p "$LOGS"
+    for node in "${NODES[@]}"; do
+        for ((host = 0; host < HOSTS; host++)); do
+            names+=("$node, host $host")
+            if ((DRY_RUN)); then
+                on "$node" "$host" "$command"
+                continue
+            fi
+            # shellcheck disable=SC2094 # both append
+            { on "$node" "$host" "$command" || leave "$?" "$node" "$host"; } \
+                >>"$LOGS/$node-$host.log" 2> >(tee -a "$LOGS/$node-$host.log" >&2) &
+            pids+=($!)
+        done
+    done
+    WORST=0
+    for line in "${!pids[@]}"; do
+        status=0
+        wait "${pids[$line]}" || status=$?
+        if ((status)); then
+            say "${names[$line]}: status $status; its log: $LOGS/"
+            if ((status == 1)); then WORST=1; elif ((!WORST)); then WORST=$LOST; fi
+        fi
+    done
+}
+
+# A host that never came keeps all others waiting for it: they are stopped, so that all begin again.
+leave() {
+    local node host
+    if (($1 == 255)) && [[ "$(state)" == ACTIVE ]]; then
+        say "$2, host $3: no ssh; the other hosts are stopped"
+        for node in "${NODES[@]}"; do
+            for ((host = 0; host < HOSTS; host++)); do
+                if [[ "$node-$host" != "$2-$3" ]]; then
+                    gcloud compute tpus tpu-vm ssh "$node" "${WHERE[@]}" "--worker=$host" \
+                        "--command=sudo docker stop -t $GRACE $NAME" || true
+                fi
+            done
+        done
+    fi
+    exit "$1"
+}
+
+preflight
+for ((attempt = 0; attempt <= RESUBMIT; attempt++)); do
+    if ((attempt)); then
+        say "attempt $((attempt + 1)) of $((RESUBMIT + 1))"
+        sleep "$PAUSE"
+    fi
+    create
+    if ! wait_active; then
+        say "$NAME: the request ended without machines; asking anew"
+        remove
+        continue
+    fi
+    fan_out
+    if ((DRY_RUN)); then
+        remove
+        exit 0
+    fi
+    now=$(state)
+    if ((WORST && SPOT)) && [[ "$now" != ACTIVE ]]; then
+        say "$NAME: taken away ($now); the run goes on from its last checkpoint on new machines"
+        remove
+    elif ((WORST != LOST)); then
+        ((KEEP)) || remove
+        exit "$WORST"
+    fi
+done
+((KEEP)) || remove
+say "$NAME: not done after $((RESUBMIT + 1)) attempts"
+exit "$LOST"

@@ -1,0 +1,264 @@
+"""Launching on pods, against stand-ins for gcloud and kubectl that answer as clouds do."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SETTINGS = {
+    "PROJECT": "some-project",
+    "ZONE": "some-zone",
+    "IMAGE": "registry.example/inset:1",
+    "BUCKET": "some-bucket",
+    "CHIP": "v5p",
+    "TOPOLOGY": "2x2x2",  # 8 chips, 2 hosts
+    "PAUSE": "0",
+    "RESUBMIT": "2",
+}
+ACTIVE = {"match": "describe", "out": "ACTIVE\n"}
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """Returns a function: (script, answers, **settings) -> (status, stdout, stderr, calls)."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name in ("gcloud", "kubectl", "python"):
+        (binaries / name).write_text(
+            (ROOT / "tests" / "launch" / "stand_in.py")
+            .read_text()
+            .replace("#!/usr/bin/env python3", f"#!{sys.executable}")
+        )
+        (binaries / name).chmod(0o755)
+
+    def launch(script, answers, *flags, **settings):
+        (tmp_path / "answers.json").write_text(json.dumps(answers))
+        calls = tmp_path / "calls.jsonl"
+        calls.write_text("")
+        own = {"STAND_IN": str(tmp_path), "LOGS": str(tmp_path / "logs")}
+        path = {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", str(LAUNCH / script), *flags],
+            env=os.environ | SETTINGS | own | path | settings,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+        told = [json.loads(line) for line in calls.read_text().splitlines()]
+        told = [call for call in told if "tools.preflight" not in call["words"]]
+        return done.returncode, done.stdout, done.stderr, told
+
+    return launch
+
+
+def having(calls, *words):
+    return [call["words"] for call in calls if all(word in call["words"] for word in words)]
+
+
+def test_queued_run_asks_for_machines_starts_every_host_and_gives_them_back(cloud):
+    status, _, err, calls = cloud("queued.sh", [ACTIVE], FLAGS="--config.run.steps=7")
+    assert status == 0, err
+    (create,) = having(calls, "queued-resources create inset")
+    for word in ("--accelerator-type=v5p-16", "--runtime-version=v2-alpha-tpuv5", "--spot"):
+        assert word in create
+    for host in (0, 1):
+        (command,) = having(calls, "ssh inset", f"--worker={host}")
+        assert "python -m inset_jax.train --config=configs/inset_7b.py" in command
+        assert "--config.run.steps=7 --coordinator=auto" in command
+        assert "LIBTPU_INIT_ARGS=" in command
+    assert having(calls, "queued-resources delete inset")
+    assert calls[-1]["words"].startswith("gcloud compute tpus queued-resources delete")
+
+
+def test_several_slices_are_one_request_and_one_mesh_axis(cloud):
+    status, _, err, calls = cloud("queued.sh", [ACTIVE], SLICES="2")
+    assert status == 0, err
+    assert "--node-count=2 --node-prefix=inset" in having(calls, "create")[0]
+    assert {c.split(" ssh ")[1].split()[0] for c in having(calls, "ssh")} == {"inset-0", "inset-1"}
+    assert len(having(calls, "ssh", "--config.mesh.dcn=2")) == 4
+
+
+def test_dry_run_prints_every_command_and_calls_nothing(cloud):
+    status, out, err, calls = cloud("queued.sh", [], "--dry-run", SLICES="2")
+    assert status == 0, err
+    assert not calls
+    lines = [line for line in out.splitlines() if "preflight" not in line]
+    assert all(line.startswith("+ gcloud compute tpus ") for line in lines)
+    assert len(lines) == 1 + 1 + 4 + 1  # create, describe, ssh, delete
+
+
+def test_full_zone_is_asked_again(cloud):
+    full = {
+        "match": "create",
+        "status": 1,
+        "err": "ERROR: (gcloud) RESOURCE_EXHAUSTED: there is no more capacity in the zone\n",
+        "times": 2,
+    }
+    status, _, err, calls = cloud("queued.sh", [full, ACTIVE])
+    assert status == 0, err
+    assert len(having(calls, "create")) == 3
+    assert "no capacity for v5p-16 in some-zone" in err
+
+
+def test_request_that_fails_in_the_queue_is_made_anew(cloud):
+    failed = {"match": "describe", "out": "FAILED\n", "times": 2}
+    waiting = {"match": "describe", "out": "WAITING_FOR_RESOURCES\n", "times": 1}
+    status, _, err, calls = cloud("queued.sh", [waiting, failed, ACTIVE])
+    assert status == 0, err
+    assert len(having(calls, "create")) == 2
+    assert "asking anew" in err
+
+
+def test_missing_quota_is_an_error_at_once(cloud):
+    quota = {"match": "create", "status": 1, "err": "ERROR: Quota limit 'TPUV5P' exceeded\n"}
+    status, _, err, calls = cloud("queued.sh", [quota])
+    assert status == 1
+    assert "Quota limit" in err
+    assert len(calls) == 1
+
+
+def test_preempted_run_goes_on_on_new_machines(cloud):
+    answers = [
+        {"match": "describe", "out": "ACTIVE\n", "times": 1},
+        {"match": "--worker=0", "status": 75, "times": 1},
+        {"match": "--worker=1", "status": 255, "times": 1},
+        {"match": "describe", "out": "SUSPENDED\n", "times": 3},
+        ACTIVE,
+    ]
+    status, _, err, calls = cloud("queued.sh", answers)
+    assert status == 0, err
+    assert "taken away (SUSPENDED); the run goes on" in err
+    kinds = [w for c in calls for w in ("create", "delete") if f"resources {w}" in c["words"]]
+    assert kinds == ["create", "delete", "create", "delete"]
+
+
+def test_host_that_refuses_ssh_is_tried_again_alone(cloud):
+    refused = {"match": "--worker=1", "status": 255, "err": "port 22: refused\n", "times": 2}
+    status, _, err, calls = cloud("queued.sh", [refused, ACTIVE])
+    assert status == 0, err
+    assert len(having(calls, "ssh", "--worker=1")) == 3
+    assert len(having(calls, "ssh", "--worker=0")) == 1
+    assert "inset, host 1: ssh refused (attempt 2 of 5)" in err
+
+
+def test_host_that_never_answers_is_named_and_the_others_are_stopped(cloud):
+    refused = {"match": "--worker=1", "status": 255, "times": 1000}
+    settings = {"RESUBMIT": "1", "SSH_ATTEMPTS": "2"}
+    status, _, err, calls = cloud("queued.sh", [refused, ACTIVE], **settings)
+    assert status == 75
+    assert "inset, host 1: no ssh; the other hosts are stopped" in err
+    assert len(having(calls, "--worker=0", "docker stop")) == 2  # one an attempt
+    assert "not done after 2 attempts" in err
+    assert having(calls[-1:], "delete")
+
+
+def test_error_of_the_run_is_not_tried_again(cloud):
+    broken = {"match": "--worker=0", "status": 1, "err": "error: data.train is empty\n"}
+    status, _, err, calls = cloud("queued.sh", [broken, ACTIVE])
+    assert status == 1
+    assert len(having(calls, "create")) == 1
+    assert "data.train is empty" in err
+    assert "inset, host 0: status 1" in err
+
+
+def test_missing_setting_is_named(cloud):
+    status, _, err, calls = cloud("queued.sh", [], BUCKET="")
+    assert (status, calls) == (1, [])
+    assert "BUCKET is empty" in err
+
+
+@pytest.mark.parametrize(
+    ("chip", "topology", "slices", "node", "hosts", "chips"),
+    [
+        ("v6e", "16x16", 1, "tpu-v6e-slice", 64, 4),
+        ("v6e", "2x4", 1, "tpu-v6e-slice", 1, 8),
+        ("v5p", "4x4x4", 2, "tpu-v5p-slice", 16, 4),
+        ("tpu7x", "4x4x4", 1, "tpu7x", 16, 4),
+        ("v5e", "4x4", 1, "tpu-v5-lite-podslice", 4, 4),
+    ],
+)
+def test_manifest_has_a_job_a_slice_and_a_pod_a_host(
+    cloud, chip, topology, slices, node, hosts, chips
+):
+    status, out, err, calls = cloud(
+        "gke.sh", [], "--dry-run", CHIP=chip, TOPOLOGY=topology, SLICES=str(slices)
+    )
+    assert (status, calls) == (0, []), err
+    manifest = yaml.safe_load(out[out.index("apiVersion") :])
+    (jobs,) = manifest["spec"]["replicatedJobs"]
+    job = jobs["template"]["spec"]
+    assert (jobs["replicas"], job["parallelism"], job["completions"]) == (slices, hosts, hosts)
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": node,
+        "cloud.google.com/gke-tpu-topology": topology,
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    assert container["command"][:3] == ["python", "-m", "inset_jax.train"]
+    assert ("--config.mesh.dcn=2" in container["command"]) == (slices == 2)
+    names = {entry["name"] for entry in container["env"]}
+    assert ("LIBTPU_INIT_ARGS" in names) == (chip in ("v5p", "v6e"))
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1]
+
+
+def test_gke_run_is_watched_to_its_end(cloud):
+    answers = [
+        {"match": "get jobset", "out": " restarts=0", "times": 1},
+        {"match": "get jobset", "out": " restarts=1", "times": 1},
+        {"match": "get jobset", "out": "Completed restarts=1"},
+    ]
+    status, _, err, calls = cloud("gke.sh", answers)
+    assert status == 0, err
+    (apply,) = [call for call in calls if " apply " in call["words"]]
+    assert yaml.safe_load(apply["given"])["kind"] == "JobSet"
+    assert "restarts=1" in err
+    assert having(calls[-1:], "delete jobset/inset")
+
+
+def test_failed_gke_run_shows_its_last_lines(cloud):
+    answers = [
+        {"match": "get jobset", "out": "Failed restarts=0"},
+        {"match": "logs", "out": "error: process 3: not finite\n"},
+    ]
+    status, out, err, calls = cloud("gke.sh", answers)
+    assert status == 1
+    assert "not finite" in out
+    assert "inset failed" in err
+    assert not having(calls, "delete")
+
+
+def test_cluster_without_jobset_is_told_so(cloud):
+    missing = {"match": "apply", "status": 1, "err": 'no matches for kind "JobSet"\n'}
+    status, _, err, _ = cloud("gke.sh", [missing])
+    assert status == 1
+    assert "the cluster has no JobSet: install it" in err
+
+
+def test_local_processes_get_their_numbers_and_the_first_bad_status_counts(cloud):
+    lost = [{"match": "--process=1", "status": 75}, {"match": "--process=2", "status": 1}]
+    status, _, err, calls = cloud("local.sh", lost, PROCESSES="3", DEVICES="2")
+    assert status == 75
+    assert "process 1 of 3: status 75" in err
+    assert len(having(calls, "--coordinator=127.0.0.1:29400", "--processes=3")) == 3
+
+
+SHELLCHECK = shutil.which(
+    "shellcheck", path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+)
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
+def test_scripts_pass_shellcheck():
+    scripts = [str(path) for path in sorted(LAUNCH.glob("*.sh"))]
+    done = subprocess.run([SHELLCHECK, "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
