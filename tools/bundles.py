@@ -73,15 +73,13 @@ def compile_for(chip: str, function: Callable, shapes, dump: pathlib.Path) -> Co
       dump: the folder given to `prepare`; emptied first.
     """
     import jax
-    from jax.experimental import topologies
 
     from inset_jax.core import mesh as meshes
     from inset_jax.core.config import MeshConfig
 
     for file in dump.iterdir():
         file.unlink()
-    described = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
-    mesh = meshes.build(MeshConfig(), described.devices[:1])
+    mesh = meshes.build(MeshConfig(), described(chip)[:1])
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
     start = time.perf_counter()
@@ -89,6 +87,13 @@ def compile_for(chip: str, function: Callable, shapes, dump: pathlib.Path) -> Co
         executable = jax.jit(function).lower(*jax.tree.map(place, shapes)).compile()
     seconds = time.perf_counter() - start
     return Compiled(kernels_in(dump), seconds, executable)
+
+
+def described(chip: str) -> list:
+    """Returns devices of a chip that are not there, for ahead-of-time compiles."""
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
 
 
 def kernels_in(dump: pathlib.Path) -> dict[str, list[Body]]:
