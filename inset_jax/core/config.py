@@ -173,6 +173,9 @@ class DataConfig:
     )
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     max_example_tokens: int = 16384
+    smallest_reference: float = 0.5  # of its side; how far references of a long example shrink
+    stages: tuple[tuple[int, str], ...] = ()  # curriculum; see core.stages
+    plans: str = ""  # folder for length indexes and plans; "" keeps them beside the records
     posterior: str = "sample"  # "sample" or "mean" of the VAE's posterior
     moments: str = "own"  # stored latents to use: of the run's "own" VAE, "none", or a digest
     max_side: int = 2048  # pixels a side that records keep when they are built; 0 keeps any

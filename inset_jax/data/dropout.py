@@ -7,7 +7,7 @@ probability p^n only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -32,21 +32,43 @@ def codes(segments: Sequence) -> np.ndarray:
 def draw(
     code: np.ndarray, opens: np.ndarray, config: DropoutConfig, seed: int, name: str, epoch: int
 ) -> np.ndarray:
+    """Draws which segments of one example are dropped: bool [segment]; see `draw_many`."""
+    return draw_many(code, opens, np.array([0, len(code)]), config, seed, [(name, epoch)])
+
+
+def draw_many(
+    code: np.ndarray,
+    opens: np.ndarray,
+    start: np.ndarray,
+    config: DropoutConfig,
+    seed: int,
+    names: Iterable[tuple[str, int]],
+) -> np.ndarray:
     """Draws which segments are dropped: bool [segment].
 
     Args:
       code: int [segment], from `codes`.
       opens: bool [segment]; a frame that continues a video goes with its first frame.
-      name: the example's id.
+      start: int [example + 1], where the segments of each example begin.
+      names: each example's id and epoch, on which alone its draw depends.
     """
     segment_chance = np.array([0, config.segment_text, config.segment_vit, config.segment_vae])
     ends = np.cumsum([config.example_both, config.example_text, config.example_images])
     if not segment_chance.any() and not ends[-1]:
         return np.zeros(len(code), bool)
-    random = keyed("dropout", seed, name, epoch).random(len(code) + 1)
-    whole = np.searchsorted(ends, random[0], side="right")  # 0 both, 1 text, 2 images, 3 nothing
-    is_image = code >= VIT
-    gone = [code != NEVER, code == TEXT, is_image, np.zeros(len(code), bool)][whole]
-    own = random[1:] < segment_chance[code]
-    opener = np.maximum.accumulate(np.where(opens, np.arange(len(code)), 0))
-    return gone | own[opener]
+    count = np.diff(start)
+    draws = [  # one for the example, then one a segment
+        keyed("dropout", seed, name, epoch).random(own + 1)
+        for (name, epoch), own in zip(names, count, strict=True)
+    ]
+    drawn = np.concatenate([np.zeros(0), *draws])
+    first = start[:-1] + np.arange(len(count))
+    whole = np.searchsorted(ends, drawn[first], side="right")  # 0 both, 1 text, 2 images, 3 nothing
+    mode = np.repeat(whole, count)
+    gone = (code != NEVER) & (
+        (mode == 0) | (mode == 1) & (code == TEXT) | (mode == 2) & (code >= VIT)
+    )
+    own = np.delete(drawn, first) < segment_chance[code]
+    opener = np.where(opens, np.arange(len(code)), 0)
+    opener[start[:-1]] = start[:-1]
+    return gone | own[np.maximum.accumulate(opener)]

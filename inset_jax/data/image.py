@@ -106,31 +106,45 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def resized_size(width: int, height: int, limits: SizeLimits, images: int = 1) -> tuple[int, int]:
-    """Returns the (width, height) that BAGEL gives an image.
+    """Returns the (width, height) that BAGEL gives an image; see `resized_sizes`."""
+    own = resized_sizes(np.array([width]), np.array([height]), limits, np.array([images]))
+    return int(own[0][0]), int(own[1][0])
+
+
+def resized_sizes(
+    width: np.ndarray, height: np.ndarray, limits: SizeLimits, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the widths and heights that BAGEL gives images: int64 [image] each.
 
     Both are multiples of the stride. An over-full pixel budget multiplies the linear scale by the
     ratio of areas, which shrinks more than needed, and the long-side limit comes last and wins over
     the short-side one: oddities of the reference, kept for parity.
 
     Args:
-      images: number of images that share the budget `limits.max_pixels`.
+      width, height: int [image].
+      images: int [image], number of images that share the budget `limits.max_pixels`.
     """
+    width, height = width.astype(np.float64), height.astype(np.float64)
 
-    def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
-        to_stride = lambda side: max(
-            limits.stride, round(round(side * scale) / limits.stride) * limits.stride
+    def scaled(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        to_stride = lambda side: np.maximum(
+            limits.stride, np.rint(np.rint(side * scale) / limits.stride) * limits.stride
         )
         return to_stride(width), to_stride(height)
 
-    scale = min(limits.max_side / max(width, height), 1.0)
-    scale = max(scale, limits.min_side / min(width, height))
-    width, height = scaled(width, height, scale)
+    scale = np.minimum(limits.max_side / np.maximum(width, height), 1.0)
+    scale = np.maximum(scale, limits.min_side / np.minimum(width, height))
+    width, height = scaled(scale)
     budget = limits.max_pixels / images
-    if width * height > budget:
-        width, height = scaled(width, height, budget / (width * height))
-    if max(width, height) > limits.max_side:
-        width, height = scaled(width, height, limits.max_side / max(width, height))
-    return width, height
+    width, height = scaled(np.where(width * height > budget, budget / (width * height), 1.0))
+    longest = np.maximum(width, height)
+    width, height = scaled(np.where(longest > limits.max_side, limits.max_side / longest, 1.0))
+    return width.astype(np.int64), height.astype(np.int64)
+
+
+def shrunk(side, percent: int):
+    """Scales a number of patches a side (or an array of them) to a percentage, at least 1."""
+    return np.maximum((side * percent + 50) // 100, 1)
 
 
 def resize(image: Image.Image, limits: SizeLimits, images: int = 1) -> np.ndarray:

@@ -1,106 +1,200 @@
-"""The lengths of a data set: all that a plan needs to know of it."""
+"""The lengths of a data set under a config: all that a plan needs to know of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.core.config import Config
-from inset_jax.data import dropout
-from inset_jax.data.layout import Item
-from inset_jax.data.prepare import outline
+from inset_jax.core.config import CapacityConfig, Config
+from inset_jax.data import columns, dropout, headers, image
+from inset_jax.data.columns import Labels, Strings
+from inset_jax.data.headers import DRAWS, LOSS, OPENS, TARGET, TEXT, VAE, VIT, Headers
+from inset_jax.data.prepare import limits_of
 from inset_jax.data.record import Records
 from inset_jax.data.text import Tokenizer
 
 COLUMNS = ("und", "gen", "vit", "cross_entropy", "examples")  # fields of CapacityConfig
+VERSION = 1
+SHRINK_STEP = 5  # percent of a side between two sizes that references are tried at
 
 
 class Index(NamedTuple):
-    """One data set: a row a segment, and where the segments of each example start."""
+    """One data set: a row a usable example, a row a segment."""
 
     name: str  # of the folder, for messages
-    ids: list[str]  # [example]
-    kinds: list[str]  # [example]
+    source: str  # names the records and the tokenizer
+    key: str  # names these and the sizes
+    ids: Strings  # [example]
+    kinds: Labels  # [example]
     number: np.ndarray  # int64 [example], record in the folder
     start: np.ndarray  # int64 [example + 1], first segment
-    tokens: np.ndarray  # int64 [segment, 4], in the columns of COLUMNS but the last
+    tokens: np.ndarray  # int32 [segment, 4], in the columns of COLUMNS but the last
     code: np.ndarray  # int8 [segment], from data.dropout
     opens: np.ndarray  # bool [segment]
+    percent: np.ndarray  # uint8 [example], of their side that references are scaled to
     skipped: dict[str, list[str]]  # reason -> ids of examples that cannot be used
+    place: str = ""  # folder that holds the columns, if one does
+
+    def __reduce__(self):  # a worker process maps the same files instead of getting a copy
+        return (_reopen, (self.place, self.name)) if self.place else (Index, tuple(self))
 
     def __len__(self) -> int:
         return len(self.ids)
 
-
-def segment_tokens(item: Item) -> tuple[int, int, int, int]:
-    """Returns what an item takes of und, gen, vit and cross_entropy."""
-    special = int(item.special_label >= 0)
-    if item.kind == "text":
-        own = len(item.ids)
-        return own + 2, 0, 0, (own + 1) * item.loss + special
-    own = item.size[0] * item.size[1]
-    if item.kind == "vit":
-        return own + 2, 0, own, special
-    return 2, own, 0, special
+    def segments(self, example: int) -> slice:
+        """Returns the rows of an example's segments."""
+        return slice(int(self.start[example]), int(self.start[example + 1]))
 
 
-class IndexWriter:
-    """Collects the examples of one data set and leaves out those that fit no pack."""
+def capacity_row(capacity: CapacityConfig) -> np.ndarray:
+    """Returns the capacities in the order of COLUMNS: int64 [5]."""
+    return np.array([getattr(capacity, name) for name in COLUMNS], np.int64)
 
-    def __init__(self, name: str, config: Config):
-        self._name, self._config = name, config
-        self._rows: list[tuple] = []  # id, kind, number, tokens, code, opens
-        self._skipped: dict[str, list[str]] = {}
 
-    def add(self, number: int, example, items: Sequence[Item]) -> None:
-        """Adds record `number`: a data.record.Example and its outline."""
-        tokens = np.array([segment_tokens(item) for item in items], np.int64).reshape(-1, 4)
-        if reason := self._misfit(tokens.sum(axis=0)):
-            self.skip(example.id, reason)
-            return
-        code = dropout.codes(example.segments)
-        opens = np.array([item.opens for item in items], bool)
-        self._rows.append((example.id, example.kind, number, tokens, code, opens))
+def rows_of(start: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the segments of some examples one after the other, and where each example begins.
 
-    def skip(self, name: str, reason: str) -> None:
-        self._skipped.setdefault(reason, []).append(name)
+    Returns:
+      int64 [segment], rows of the index; int64 [example + 1].
+    """
+    count = start[examples + 1] - start[examples]
+    own = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+    return np.repeat(start[examples] - own[:-1], count) + np.arange(own[-1]), own
 
-    def _misfit(self, total: np.ndarray) -> str:
-        """Judged before dropout: else a long example would be seen in its dropped forms only."""
-        data = self._config.data
-        if total[0] + total[1] > data.max_example_tokens:
-            return f"more tokens than data.max_example_tokens={data.max_example_tokens}"
-        for name, own in zip(COLUMNS, total, strict=False):
-            limit = getattr(data.capacity, name)
-            if own > limit:
-                return f"more {name} tokens than data.capacity.{name}={limit}"
-        return ""
 
-    def finish(self) -> Index:
-        """Returns the index.
+def sums(values: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Adds up rows of segments by example: [segment, ...] to [example, ...]; none is empty."""
+    if len(start) == 1:
+        return np.zeros((0, *values.shape[1:]), values.dtype)
+    return np.add.reduceat(values, start[:-1], axis=0)
 
-        Raises:
-          ValueError: no example is left; the reasons are listed.
-        """
-        if not self._rows:
-            reasons = [f"{len(ids)}: {reason}" for reason, ids in self._skipped.items()]
-            raise ValueError(f"{self._name}: no usable examples ({'; '.join(reasons) or 'empty'})")
-        ids, kinds, number, tokens, code, opens = zip(*self._rows, strict=True)
-        start = np.cumsum([0, *(len(own) for own in tokens)])
-        join = np.concatenate
-        return Index(
-            self._name,
-            list(ids),
-            list(kinds),
-            np.array(number, np.int64),
-            start,
-            join(tokens),
-            join(code),
-            join(opens),
-            self._skipped,
-        )
+
+def measure(headers_: Headers, config: Config) -> Index:
+    """Computes what each example takes of a pack.
+
+    An example that is longer than a pack or data.max_example_tokens has its references (the ViT's
+    images) scaled down in steps of SHRINK_STEP percent of their sides, at most to
+    data.smallest_reference of them. Judged before dropout, so that an example has one size.
+
+    Raises:
+      ValueError: no example is usable; the reasons are listed.
+    """
+    count = len(headers_)
+    tokens = _tokens(headers_, np.arange(len(headers_.segment)), headers_.start, 100, config)
+    total = sums(tokens, headers_.start)
+    percent = np.full(count, 100, np.uint8)
+    limits = capacity_row(config.data.capacity)[:4]
+    over = lambda total: (
+        (total > limits).any(axis=1) | (total[:, :2].sum(axis=1) > config.data.max_example_tokens)
+    )
+    waiting = np.flatnonzero(over(total))
+    least = 100 * config.data.smallest_reference
+    for step in range(100 - SHRINK_STEP, 0, -SHRINK_STEP):
+        if step < least - 1e-9 or not len(waiting):
+            break
+        rows, start = rows_of(headers_.start, waiting)
+        tokens[rows] = _tokens(headers_, rows, start, step, config)
+        total[waiting], percent[waiting] = sums(tokens[rows], start), step
+        waiting = waiting[over(total[waiting])]
+    skipped = _reasons(headers_, total, waiting, config)
+    opens = (headers_.flags & OPENS) > 0
+    code = _codes(headers_)
+    key = columns.digest(VERSION, headers_.key, _facts(config))
+    if len(waiting) == count:
+        told = [f"{len(ids)}: {reason}" for reason, ids in skipped.items()]
+        raise ValueError(f"{headers_.name}: no usable examples ({'; '.join(told)})")
+    usable = np.setdiff1d(np.arange(count), waiting)
+    ids, kinds, start = headers_.ids, headers_.kinds, headers_.start
+    if len(waiting):
+        rows, start = rows_of(start, usable)
+        tokens, code, opens = tokens[rows], code[rows], opens[rows]
+        ids, kinds = ids.take(usable), kinds.take(usable)
+    return Index(
+        name=headers_.name,
+        source=headers_.key,
+        key=key,
+        ids=ids,
+        kinds=kinds,
+        number=headers_.number[usable],
+        start=start,
+        tokens=tokens,
+        code=code,
+        opens=opens,
+        percent=percent[usable],
+        skipped=skipped,
+    )
+
+
+def _facts(config: Config) -> list:
+    """What lengths depend on."""
+    data, model = config.data, config.model
+    return [
+        [vars(limits) for limits in (data.vit_size, data.vae_size)],
+        [model.vit.patch, model.latent_stride],
+        [vars(data.capacity), data.max_example_tokens, data.smallest_reference],
+    ]
+
+
+def _tokens(
+    headers_: Headers, rows: np.ndarray, start: np.ndarray, percent: int, config: Config
+) -> np.ndarray:
+    """Returns what segments take of und, gen, vit and cross_entropy: int32 [segment, 4].
+
+    Args:
+      rows: int [segment], of the headers; start: int [example + 1], where examples begin in them.
+    """
+    kind, flags = headers_.segment[rows], headers_.flags[rows]
+    length = headers_.length[rows]
+    has_target = np.logical_or.reduceat(kind == TARGET, start[:-1])
+    images = np.add.reduceat((kind == VIT).astype(np.int64), start[:-1])
+    sharing = np.repeat(np.where(has_target, 1, np.maximum(images, 1)), np.diff(start))
+    area = np.zeros(len(rows), np.int32)
+    for codes, name in (((VIT,), "vit"), ((VAE, TARGET), "target")):
+        own = np.flatnonzero(np.isin(kind, codes))
+        limits, stride = limits_of(name, config)
+        width, height = headers_.size[rows[own]].T
+        size = image.resized_sizes(width, height, limits, sharing[own])
+        shrink = percent if name == "vit" else 100
+        columns_, rows_ = (image.shrunk(side // stride, shrink) for side in size)
+        area[own] = columns_ * rows_
+    is_text, is_vit = kind == TEXT, kind == VIT
+    loss, draws = (flags & LOSS) > 0, (flags & DRAWS) > 0
+    return np.stack(
+        [
+            2 + np.where(is_text, length, area * is_vit),
+            area * ~is_vit,
+            area * is_vit,
+            (length + 1) * (loss & is_text) + draws,
+        ],
+        axis=1,
+    ).astype(np.int32)
+
+
+def _codes(headers_: Headers) -> np.ndarray:
+    """Returns what each segment is to condition dropout: int8 [segment]; as `dropout.codes`."""
+    has_target = np.logical_or.reduceat(headers_.segment == TARGET, headers_.start[:-1])
+    drops = np.repeat(has_target, np.diff(headers_.start)) & ((headers_.flags & LOSS) == 0)
+    table = np.zeros(4, np.int8)
+    table[[TEXT, VIT, VAE]] = dropout.TEXT, dropout.VIT, dropout.VAE
+    return np.where(drops, table[headers_.segment], dropout.NEVER).astype(np.int8)
+
+
+def _reasons(headers_: Headers, total: np.ndarray, misfits: np.ndarray, config: Config) -> dict:
+    """Returns reason -> ids of what cannot be used, unreadable records included."""
+    data = config.data
+    skipped: dict[str, list[str]] = {}
+    for number, reason in headers_.unreadable:
+        skipped.setdefault(f"unreadable: {reason}", []).append(f"record {number}")
+    for example in misfits:
+        reason = f"more tokens than data.max_example_tokens={data.max_example_tokens}"
+        if total[example, :2].sum() <= data.max_example_tokens:
+            limits = capacity_row(data.capacity)
+            name = COLUMNS[int(np.argmax(total[example] > limits[:4]))]
+            reason = f"more {name} tokens than data.capacity.{name}={getattr(data.capacity, name)}"
+        skipped.setdefault(reason, []).append(headers_.ids[int(example)])
+    return skipped
 
 
 def build_index(records: Records, tokenizer: Tokenizer, config: Config) -> Index:
@@ -111,15 +205,36 @@ def build_index(records: Records, tokenizer: Tokenizer, config: Config) -> Index
     Raises:
       ValueError: a record cannot be read, or none is usable.
     """
-    writer = IndexWriter(records.folder, config)
-    for number in range(len(records)):
-        try:
-            example = records[number]
-            items = outline(example, tokenizer, config)
-        except ValueError as error:
-            if config.data.on_bad_record == "stop":
-                raise
-            writer.skip(f"record {number}", f"unreadable: {error}")
-            continue
-        writer.add(number, example, items)
-    return writer.finish()
+    return measure(headers.read(records, tokenizer, config.data.on_bad_record), config)
+
+
+def open_index(
+    records: Records, tokenizer: Tokenizer, config: Config, folder: Path, workers: int = 0
+) -> Index:
+    """Returns the index of a data set from a folder that keeps it; makes it first where needed.
+
+    Raises:
+      ValueError: as `build_index`.
+    """
+    on_bad = config.data.on_bad_record
+    found = headers.load(records, tokenizer, on_bad, folder, workers)
+    place = folder / f"index-{columns.digest(VERSION, found.key, _facts(config))}"
+    if columns.load(place) is None:
+        _store(measure(found, config), place)
+    return _reopen(str(place), found.name)
+
+
+def _reopen(place: str, name: str) -> Index:
+    arrays, meta = columns.load(Path(place))
+    ids = Strings(arrays.pop("id"), arrays.pop("id_end"))
+    kinds = Labels(meta["kinds"], arrays.pop("kind"))
+    facts = {name: meta[name] for name in ("source", "key", "skipped")}
+    return Index(name=name, ids=ids, kinds=kinds, place=place, **facts, **arrays)
+
+
+def _store(index: Index, place: Path) -> None:
+    arrays = {n: array for n, array in index._asdict().items() if isinstance(array, np.ndarray)}
+    arrays |= {"id": index.ids.data, "id_end": index.ids.end, "kind": index.kinds.code}
+    meta = {name: getattr(index, name) for name in ("source", "key", "skipped")}
+    meta["kinds"] = index.kinds.names
+    columns.save(place, arrays, meta)

@@ -2,71 +2,38 @@
 
     records -> index -> plan -> items -> layout -> pack         (this room)
 
-The state of a loader is one integer, the step: batch n is a function of (config, records, n), with
-any number of workers and hosts. Grain reads ahead, in threads or worker processes; its own state is
-never used. What goes wrong while a batch is made comes back as a value and is raised or counted
-here, because an exception inside a pipeline could cost a batch in silence.
+The state of a loader is one integer, the step, beside the hash of its plan: batch n is a function
+of (config, records, n), with any number of workers and hosts. Grain reads ahead, in threads or
+worker processes; its own state is never used. A worker process that dies is started again; the
+record that kills it a second time is a bad record.
 """
 
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Sequence
-from typing import NamedTuple
+import os
+import shutil
+import tempfile
+from collections import Counter, deque
+from pathlib import Path
 
-import numpy as np
-
-from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
-from inset_jax.data import image, prepare, text
-from inset_jax.data.index import build_index
-from inset_jax.data.keyed import keyed
-from inset_jax.data.pack import Item, assemble, layout, stack, with_tiles
-from inset_jax.data.plan import Draw, Plan
-from inset_jax.data.record import open_records
+from inset_jax.data import text
+from inset_jax.data.batch import BatchMaker, Failure, Fault, HostBatch, Notes, Picture
+from inset_jax.data.course import Ahead, Course, open_course
+from inset_jax.data.layout import Item
+from inset_jax.data.plan import Plan
+from inset_jax.data.record import open_records, split_path
 
+__all__ = ["SPLITS", "Fault", "HostBatch", "Loader", "Picture"]
 SPLITS = ("train", "validation")
 ENDLESS = 2**40  # steps
-REPLACEMENTS = 32  # examples tried in place of a bad one
 THREADS = 4  # that make batches where there are no worker processes
+DEATHS = 4  # of worker processes before one and the same batch is given up
+KEPT = 1000  # faults that are remembered
+PLANS = "plans"  # folder beside the first records
 
 log = logging.getLogger(__name__)
-
-
-class Picture(NamedTuple):
-    """An image whose latents are to be encoded and written into the gen stream."""
-
-    pack: int  # index in the batch
-    row: int  # first row in the gen stream
-    image: np.ndarray  # float32 [H, W, 3] in [-1, 1]
-    posterior_noise: np.ndarray  # float32 [h, w, c]; zeros for the posterior's mean
-
-
-class Fault(NamedTuple):
-    """A record that could not be used."""
-
-    example: str  # id
-    reason: str
-    replacement: str  # id of what came in its place; "" for nothing
-
-
-class HostBatch(NamedTuple):
-    """What one host works on in one step."""
-
-    pack: Pack  # [P, ...], this host's packs
-    pictures: list[Picture]
-    examples: list[list[tuple[str, str]]]  # a pack: (id, kind) of its examples
-    step: int
-    faults: list[Fault]
-
-
-class _Failure(NamedTuple):
-    """Why a batch could not be made."""
-
-    step: int
-    message: str
-    expected: bool  # a fault of the data, not of the program
 
 
 class Loader:
@@ -93,32 +60,37 @@ class Loader:
           ValueError: folders, tokenizer or records that cannot be used; packs that cannot be shared
             equally.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r}; there are {', '.join(SPLITS)}")
-        folders = getattr(config.data, split)
-        if not folders:
-            raise ValueError(f"data.{split} names no folder of records")
         if config.data.packs % process_count:
             raise ValueError(
                 f"data.packs={config.data.packs} cannot be shared by {process_count} hosts: make "
                 "the first a multiple of the second"
             )
-        tokenizer = _tokenizer(config)
-        records = [open_records(folder, split) for folder in folders]
-        indexes = [build_index(own, tokenizer, config) for own in records]
-        endless = split == "train"
-        self.plan = Plan(indexes, config, endless, config.data.dropout if endless else None)
-        for folder, reasons in self.plan.skipped.items():
-            for reason, ids in reasons.items():
-                shown = ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
-                log.warning("%s: %d examples left out: %s: %s", folder, len(ids), reason, shown)
+        self.tokenizer, self._records, self._course = open_data(config, split)
         own = config.data.packs // process_count
-        shard = range(process_index * own, (process_index + 1) * own)
-        self._make = _BatchMaker(config, self.plan, records, tokenizer, shard)
-        self._config, self._endless = config, endless
-        self._iterator = None
+        self._shard = range(process_index * own, (process_index + 1) * own)
+        self._config, self._endless = config, split == "train"
+        self._ahead = Ahead(self._course)
+        self._iterator, self._notes = None, None
         self._step = step
-        self.faults: list[Fault] = []  # of all batches so far
+        self._deaths: Counter = Counter()  # of worker processes: by batch, and by what they were at
+        self._deadly: set[tuple[int, int]] = set()  # (data set, record)
+        self.faults: deque[Fault] = deque(maxlen=KEPT)  # the last ones, for those who look
+        self.restarts = 0  # of worker processes
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the next batch belongs to."""
+        return self._course.leg(self._step).plan
+
+    @property
+    def hash(self) -> str:
+        """Names the sequence of packs: equal where data, tokenizer and settings are."""
+        return self._course.hash
+
+    @property
+    def records_hash(self) -> str:
+        """Names the records and their tokenizer alone."""
+        return self._course.records_hash
 
     @property
     def step(self) -> int:
@@ -145,10 +117,9 @@ class Loader:
         """
         if not self._endless and self._step >= len(self):
             raise StopIteration
-        if self._iterator is None:
-            self._iterator = iter(self._pipeline())
-        batch = next(self._iterator)
-        if isinstance(batch, _Failure):
+        self._ahead.of(self._step)
+        batch = self._next()
+        if isinstance(batch, Failure):
             self.close()
             raise (ValueError if batch.expected else RuntimeError)(
                 f"batch {batch.step}: {batch.message}"
@@ -166,24 +137,72 @@ class Loader:
         Raises:
           ValueError: a record cannot be used and data.on_bad_record is "stop".
         """
-        return self._make.items(self.plan.pack(number), [])
-
-    @property
-    def tokenizer(self) -> text.Tokenizer:
-        return self._make.tokenizer
+        leg = self._course.leg(self._step)
+        return self._maker().items(leg, leg.plan.pack(number), [])
 
     def close(self) -> None:
         """Ends the threads or worker processes; the loader can go on, which starts new ones."""
         if self._iterator is not None:
             self._iterator.close()
-        self._iterator = None
+        if self._notes is not None:
+            shutil.rmtree(self._notes, ignore_errors=True)
+        self._iterator, self._notes = None, None
+
+    def _next(self) -> HostBatch | Failure:
+        """Takes the next batch; starts worker processes again when one has died."""
+        while True:
+            if self._iterator is None:
+                self._iterator = iter(self._pipeline())
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:  # Grain's word for a worker process that is gone
+                if not self._config.data.workers:
+                    raise
+                self._bury(error)
+
+    def _bury(self, error: RuntimeError) -> None:
+        """Finds out what the dead worker process was at.
+
+        Any death is forgiven at first: the machine may have been short of memory. A record that was
+        in work at two of them is deadly, and is from then on a bad record.
+
+        Raises:
+          RuntimeError: worker processes keep dying.
+        """
+        at_work = Notes(self._notes).take()
+        self.close()
+        self.restarts += 1
+        self._deaths[self._step] += 1
+        self._deaths.update(at_work)
+        found = {place for place in at_work if self._deaths[place] == 2}
+        self._deadly |= found
+        names = ", ".join(
+            f"{self._records[data_set].folder}: record {number}" for data_set, number in at_work
+        )
+        log.warning(
+            "step %d: a worker process died (%s) at work on %s; started again%s",
+            *(self._step, error, names or "no record"),
+            ", without what killed it twice" * bool(found),
+        )
+        if self._deaths[self._step] >= DEATHS and not found:
+            raise RuntimeError(
+                f"batch {self._step}: worker processes died {DEATHS} times, lastly at work on "
+                f"{names or 'no record'}: {error}"
+            ) from error
+
+    def _maker(self, notes: Notes | None = None) -> BatchMaker:
+        own = (self._course, self._records, self.tokenizer, self._shard)
+        return BatchMaker(*own, notes, self._deadly)
 
     def _pipeline(self):
         import grain  # takes a second
 
         data = self._config.data
         end = ENDLESS if self._endless else len(self)
-        steps = grain.MapDataset.range(self._step, end).map(self._make)
+        if data.workers:
+            self._notes = tempfile.mkdtemp(prefix="inset-workers-")
+        notes = Notes(self._notes) if self._notes else None
+        steps = grain.MapDataset.range(self._step, end).map(self._maker(notes))
         if not data.workers:
             threads = min(data.prefetch, THREADS)  # 0: no thread at all
             return steps.to_iter_dataset(grain.ReadOptions(threads, data.prefetch))
@@ -197,91 +216,51 @@ class Loader:
         )
 
 
-def _tokenizer(config: Config) -> text.Tokenizer:
+def course_of(config: Config, split: str, workers: int = 0) -> Course:
+    """Measures the records of a split and opens its plans; see `open_data`."""
+    return open_data(config, split, workers)[2]
+
+
+def open_data(config: Config, split: str, workers: int = 0) -> tuple[text.Tokenizer, list, Course]:
+    """Returns the tokenizer, the records of a split and the course of their packs.
+
+    Args:
+      workers: processes that measure records which have not been measured.
+
+    Raises:
+      ValueError: folders, tokenizer or records that cannot be used.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}; there are {', '.join(SPLITS)}")
+    folders = getattr(config.data, split)
+    if not folders:
+        raise ValueError(f"data.{split} names no folder of records")
+    tokenizer = tokenizer_of(config)
+    records = [open_records(folder, split) for folder in folders]
+    place = plans_folder(config, folders)
+    return (
+        tokenizer,
+        records,
+        open_course(records, tokenizer, config, split == "train", place, workers),
+    )
+
+
+def plans_folder(config: Config, folders: tuple[str, ...]) -> Path:
+    """Returns where indexes and plans are kept: data.plans, or beside the first records.
+
+    Records on a read-only disk are measured and planned anew by every run, in a temporary folder.
+    """
+    if config.data.plans:
+        return Path(config.data.plans)
+    folder = Path(split_path(folders[0])[0])
+    if os.access(folder, os.W_OK):
+        return folder / PLANS
+    log.warning("%s is not writable: set data.plans to a folder that keeps lengths", folder)
+    return Path(tempfile.mkdtemp(prefix="inset-plans-"))
+
+
+def tokenizer_of(config: Config) -> text.Tokenizer:
     path = config.data.tokenizer or config.run.init_from
     if not path:
         raise ValueError("data.tokenizer names no tokenizer, and run.init_from no checkpoint")
     return text.load(path, config.model.tokens, config.model.llm.vocab_size)
-
-
-class _BatchMaker:
-    """Makes batch `step`; pickled to worker processes."""
-
-    def __init__(self, config: Config, plan: Plan, records: Sequence, tokenizer, shard: range):
-        self._config, self._plan, self._shard = config, plan, shard
-        self._records, self.tokenizer = records, tokenizer
-
-    def __call__(self, step: int) -> HostBatch | _Failure:
-        try:
-            return self._batch(int(step))
-        except ValueError as error:
-            return _Failure(int(step), str(error), True)
-        except Exception:
-            return _Failure(int(step), traceback.format_exc(), False)
-
-    def _batch(self, step: int) -> HostBatch:
-        packs, pictures, examples, faults = [], [], [], []
-        for own, number in enumerate(self._shard):
-            draws = self._plan.pack(step * self._config.data.packs + number)
-            items, names = self.items(draws, faults)
-            laid = layout(items, self._config.model, [name for name, _ in names])
-            reweight = self._config.loss.cross_entropy_reweighting
-            capacity = self._config.data.capacity
-            pack = assemble(laid, capacity, self._config.model, reweight)
-            if capacity.attention_tiles:
-                block = self._config.compute.attention_block
-                name = f"pack {number} ({laid.names[0]} and {len(laid.names) - 1} more)"
-                pack = with_tiles(pack, block, capacity.attention_tiles, name)
-            packs.append(pack)
-            pictures += [
-                Picture(own, int(row), image.normalize(item.image), item.posterior_noise)
-                for item, row in zip(laid.gen_items, laid.gen_row, strict=True)
-                if item.latent is None
-            ]
-            examples.append(names)
-        return HostBatch(stack(packs), pictures, examples, step, faults)
-
-    def items(self, draws: list[Draw], faults: list[Fault]):
-        """Prepares the examples of one pack; bad ones are replaced if the config says so."""
-        items, names = [], []
-        for place, draw in enumerate(draws):
-            index = self._plan.indexes[draw.data_set]
-            try:
-                own = self._prepare(draw)
-            except ValueError as error:
-                if self._config.data.on_bad_record == "stop":
-                    raise
-                others = draws[:place] + draws[place + 1 :]
-                found = self._replacement(draw, self._plan.room(others))
-                bad, draw, own = index.ids[draw.example], *(found or (None, None))
-                faults.append(Fault(bad, str(error), index.ids[draw.example] if draw else ""))
-                if draw is None:
-                    continue
-                draws = [*draws[:place], draw, *draws[place + 1 :]]
-            items.append(own)
-            names.append((index.ids[draw.example], index.kinds[draw.example]))
-        return items, names
-
-    def _replacement(self, bad: Draw, room: np.ndarray) -> tuple[Draw, list[Item]] | None:
-        """Returns another example of the same data set that fits, the same one on every call."""
-        index = self._plan.indexes[bad.data_set]
-        random = keyed("replacement", self._config.run.seed, index.ids[bad.example], bad.epoch)
-        for example in random.integers(len(index), size=REPLACEMENTS):
-            draw = bad._replace(example=int(example))
-            if draw == bad or (self._plan.lengths(draw) > room).any():
-                continue
-            try:
-                return draw, self._prepare(draw)
-            except ValueError:
-                continue
-        return None
-
-    def _prepare(self, draw: Draw) -> list[Item]:
-        index = self._plan.indexes[draw.data_set]
-        example = self._records[draw.data_set][index.number[draw.example]]
-        outline = prepare.outline(example, self.tokenizer, self._config)
-        dropped = self._plan.dropped(draw)
-        try:
-            return prepare.fill(example, outline, dropped, self._config, draw.epoch)
-        except ValueError as error:
-            raise ValueError(f"{index.name}: {error}") from error

@@ -1,28 +1,34 @@
 """The plan: which examples make up pack 0, 1, 2, ... of a run.
 
-It works from lengths alone (`Index`), and is a function of the index and the seed: any process
-that asks for pack n gets the same answer. Examples come in epochs, in a new order each; data sets
-are mixed by weight; condition dropout is drawn before lengths are measured; no example is split,
-and the oldest one waiting always opens the next pack, so none waits forever.
+It works from lengths alone (`Index`), and is a function of the indexes, the config and the seed.
+Examples come data set by data set in proportion to the weights, in epochs of random order (`mix`);
+condition dropout is drawn before lengths are measured; no example is split, and the oldest one
+waiting always opens the next pack (`fill`).
 
-This planner is simple: it plans in sequence from pack 0 and keeps what it has planned. `Index`,
-`Plan.pack` and `Plan.skipped` are the interface that loaders rely on.
+The sequence of examples is cut into *sections* that are packed independently of each other, so they
+can be planned in any order, by any number of processes, ahead of need, and give the same packs. A
+planned section is a file that is mapped into memory: one row a drawn example.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.core.config import CapacityConfig, Config, DropoutConfig
-from inset_jax.data import dropout
-from inset_jax.data.index import COLUMNS, Index
-from inset_jax.data.keyed import keyed
+from inset_jax.core.config import Config, DropoutConfig
+from inset_jax.data import columns, dropout, fill
+from inset_jax.data.index import Index, capacity_row, rows_of, sums
+from inset_jax.data.mix import Draws, Mix
 
-WINDOW = 256  # examples that wait to be placed
+VERSION = 2
+SECTION = 1 << 16  # drawn examples in a section; fewer for small data sets
+SMALLEST_SECTION = 1 << 8
+STAGE_EPOCHS = 1 << 16  # epochs of a stage are numbered from a multiple of this
 
 
 class Draw(NamedTuple):
@@ -31,6 +37,14 @@ class Draw(NamedTuple):
     data_set: int
     example: int  # row of its index
     epoch: int
+
+
+class Section(NamedTuple):
+    """A planned section."""
+
+    rows: np.ndarray  # int32 [draw, 4]: pack of the section, data set, example, epoch
+    used: np.ndarray  # int64 [COLUMNS], what its examples take
+    packs: int
 
 
 class Plan:
@@ -42,18 +56,50 @@ class Plan:
         config: Config,
         endless: bool = True,
         drops: DropoutConfig | None = None,
+        folder: Path | None = None,
+        stage: int = 0,
     ):
         """Args:
         indexes: one a data set.
         endless: epoch after epoch, or each example once.
         drops: condition dropout; None drops nothing.
+        folder: where sections are kept; None plans them in memory.
+        stage: of the curriculum; each begins new epochs.
         """
         self.indexes = list(indexes)
+        self.capacity = capacity_row(config.data.capacity)
         self._seed, self._drops, self._endless = config.run.seed, drops, endless
-        self._capacity = capacity_row(config.data.capacity)
-        sizes = np.array([len(index) for index in indexes], float)
-        weights = np.array(config.data.weights if endless and config.data.weights else sizes, float)
-        self._weights = weights / weights.sum()
+        self._null = int(config.model.null_token)  # what a dropped segment leaves
+        weights = config.data.weights if endless else ()
+        first_epoch = stage * STAGE_EPOCHS
+        sizes = [len(index) for index in indexes]
+        self._mix = Mix(sizes, weights, self._seed, first_epoch)
+        examples = sum(sizes)
+        self._total = None if endless else examples
+        self.section_size = min(max(1 << (examples - 1).bit_length(), SMALLEST_SECTION), SECTION)
+        # no wider than an epoch: small data sets would else be seen in blocks of large and small
+        self._window = min(fill.WINDOW, examples)
+        self.hash = columns.digest(
+            VERSION,
+            [index.key for index in indexes],
+            [weights, first_epoch, self._seed, endless],
+            [self.capacity.tolist(), self._null, drops and vars(drops)],
+            [self.section_size, self._window, fill.WIDTHS],
+        )
+        self.folder = folder and Path(folder) / f"plan-{self.hash}"
+        self._restart()
+
+    def _restart(self) -> None:
+        self._sections: dict[int, Section] = {}
+        self._ends: list[int] = []  # packs up to the end of each section
+        self._lock, self._planning = threading.Lock(), threading.Lock()
+
+    def __getstate__(self):  # a worker process opens the sections, or plans them, for itself
+        live = ("_sections", "_ends", "_lock", "_planning")
+        return {name: value for name, value in self.__dict__.items() if name not in live}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
         self._restart()
 
     @property
@@ -63,151 +109,159 @@ class Plan:
 
     def pack(self, number: int) -> list[Draw]:
         """Returns the examples of a pack; [] beyond the end of a plan that is not endless."""
-        with self._lock:
-            while len(self._packs) <= number and not self._ended:
-                pack = next(self._stream, None)
-                if pack is None:
-                    self._ended = True
-                else:
-                    self._packs.append(pack)
-        return self._packs[number] if number < len(self._packs) else []
+        place = self._find(number)
+        if place is None:
+            return []
+        rows = self.section(place[0]).rows
+        start, end = np.searchsorted(rows[:, 0], [place[1], place[1] + 1])
+        return [Draw(*row) for row in rows[start:end, 1:].tolist()]
 
     def __len__(self) -> int:
         """Number of packs of a plan that is not endless."""
-        assert not self._endless, "an endless plan has no length"
-        while not self._ended:
-            self.pack(len(self._packs))
-        return len(self._packs)
+        assert self._total is not None, "an endless plan has no length"
+        return self.packs_until(-(-self._total // self.section_size) - 1)
+
+    def section_of(self, number: int) -> int:
+        """Returns the section that a pack lies in; of a pack beyond the end, the last one."""
+        place = self._find(number)
+        return place[0] if place else len(self._ends) - 1
+
+    def _find(self, number: int) -> tuple[int, int] | None:
+        """Returns the section of a pack and its number there."""
+        with self._lock:
+            while (not self._ends or self._ends[-1] <= number) and self._grow():
+                pass
+            section = int(np.searchsorted(self._ends, number, side="right"))
+            if section == len(self._ends):
+                return None
+            return section, number - (self._ends[section - 1] if section else 0)
+
+    def _grow(self) -> bool:
+        """Looks at one more section; False at the end of a plan that is not endless."""
+        following = len(self._ends)
+        if not self.draws_in(following):
+            return False
+        packs = self.section(following).packs
+        self._ends.append((self._ends[-1] if self._ends else 0) + packs)
+        return True
+
+    def packs_until(self, section: int) -> int:
+        """Returns the number of packs up to the end of a section."""
+        with self._lock:
+            while len(self._ends) <= section and self._grow():
+                pass
+            return self._ends[min(section, len(self._ends) - 1)]
+
+    def draws_in(self, section: int) -> int:
+        """Returns how many examples a section has; 0 beyond the end of a plan that has one."""
+        if self._total is None:
+            return self.section_size
+        return max(min(self.section_size, self._total - section * self.section_size), 0)
+
+    def section(self, number: int) -> Section:
+        """Returns a section, from memory or its file; plans it where there is none."""
+        if number not in self._sections:
+            with self._planning:
+                if number not in self._sections:
+                    self._sections[number] = self._open(number)
+        return self._sections[number]
+
+    def _open(self, number: int) -> Section:
+        if self.folder is None:
+            return self._make(number)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / f"section-{number:06d}"
+        with _locked(place.with_suffix(".lock")):
+            stored = columns.load(place)
+            if stored is None:
+                made = self._make(number)
+                meta = {"used": made.used.tolist(), "packs": made.packs}
+                columns.save(place, {"rows": made.rows}, meta)
+                stored = columns.load(place)
+        arrays, meta = stored
+        return Section(arrays["rows"], np.array(meta["used"]), meta["packs"])
+
+    def _make(self, number: int) -> Section:
+        draws = self._mix.draws(number * self.section_size, self.draws_in(number))
+        lengths = self.measure(draws)
+        pack = fill.fill_packs(lengths, self.capacity, self._window)
+        order = np.argsort(pack, kind="stable")
+        rows = np.stack([pack, *draws], axis=1)[order]
+        return Section(rows, lengths.sum(axis=0), int(pack.max()) + 1)
+
+    def sample(self, count: int) -> np.ndarray:
+        """Returns what the first examples take after dropout, in order: int64 [draw, COLUMNS]."""
+        return self.measure(self._mix.draws(0, count))
 
     def dropped(self, draw: Draw) -> np.ndarray:
         """Returns which segments of a drawn example condition dropout removes: bool [segment]."""
         index = self.indexes[draw.data_set]
-        rows = slice(*index.start[draw.example : draw.example + 2])
+        rows = index.segments(draw.example)
         if self._drops is None:
             return np.zeros(rows.stop - rows.start, bool)
-        return dropout.draw(
-            index.code[rows],
-            index.opens[rows],
-            self._drops,
-            self._seed,
-            index.ids[draw.example],
-            draw.epoch,
-        )
+        own = (index.code[rows], index.opens[rows], self._drops, self._seed)
+        return dropout.draw(*own, index.ids[draw.example], draw.epoch)
 
     def lengths(self, draw: Draw) -> np.ndarray:
-        """Returns what a drawn example takes after dropout: int64 [COLUMNS].
+        """Returns what a drawn example takes after dropout: int64 [COLUMNS]."""
+        return self.measure(Draws(*(np.array([part]) for part in draw)))[0]
 
-        A dropped segment counts one und token, which the learned null token would take.
+    def measure(self, draws: Draws) -> np.ndarray:
+        """Returns what drawn examples take after dropout: int64 [draw, COLUMNS].
+
+        A dropped segment takes nothing, or the one token of `ModelConfig.null_token`.
         """
-        index = self.indexes[draw.data_set]
-        rows = slice(*index.start[draw.example : draw.example + 2])
-        gone = self.dropped(draw)
-        total = index.tokens[rows][~gone].sum(axis=0)
-        return np.array([total[0] + gone.sum(), *total[1:], 1], np.int64)
+        result = np.ones((len(draws.example), len(self.capacity)), np.int64)
+        for number, index in enumerate(self.indexes):
+            own = np.flatnonzero(draws.data_set == number)
+            if not len(own):
+                continue
+            rows, start = rows_of(index.start, draws.example[own])
+            tokens = index.tokens[rows]
+            if self._drops is not None:
+                ids = (index.ids[example] for example in draws.example[own].tolist())
+                names = zip(ids, draws.epoch[own].tolist(), strict=True)
+                segments = (index.code[rows], index.opens[rows], start)
+                gone = dropout.draw_many(*segments, self._drops, self._seed, names)
+                tokens = np.where(gone[:, None], [self._null, 0, 0, 0], tokens)
+            result[own, :-1] = sums(tokens, start)
+        return result
 
     def room(self, draws: Sequence[Draw]) -> np.ndarray:
         """Returns what is left of the capacities beside these examples: int64 [COLUMNS]."""
-        return self._capacity - sum((self.lengths(draw) for draw in draws), np.zeros(5, np.int64))
+        return self.capacity - sum((self.lengths(draw) for draw in draws), np.zeros(5, np.int64))
 
-    def _restart(self) -> None:
-        self._packs: list[list[Draw]] = []
-        self._ended = False
-        self._stream = self._make()
-        self._lock = threading.Lock()
+    def fill(self, sections: Iterable[int]) -> np.ndarray:
+        """Returns the share of the capacities that packs of some sections use: float [COLUMNS]."""
+        made = [self.section(number) for number in sections]
+        return sum(s.used for s in made) / sum(s.packs for s in made) / self.capacity
 
-    def __getstate__(self):  # a worker process plans for itself
-        live = ("_packs", "_ended", "_stream", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in live}
+    def make_sections(self, numbers: Sequence[int], workers: int) -> None:
+        """Plans sections in worker processes; needs a folder."""
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._restart()
-
-    def _draws(self) -> Iterator[Draw]:
-        """The sequence of examples before packing: data sets by weight, epochs in random order."""
-        sizes = [len(index) for index in self.indexes]
-        taken = np.zeros(len(sizes), np.int64)
-        orders: dict[int, np.ndarray] = {}
-        total = 0
-        while self._endless or total < sum(sizes):
-            data_set = next_data_set(self._weights, taken, total)
-            epoch, place = divmod(int(taken[data_set]), sizes[data_set])
-            if place == 0:
-                # by its place in the config: moving a folder must not change the sequence
-                random = keyed("order", self._seed, "", epoch, data_set)
-                orders[data_set] = random.permutation(sizes[data_set])
-            yield Draw(data_set, int(orders[data_set][place]), epoch)
-            taken[data_set] += 1
-            total += 1
-
-    def _make(self) -> Iterator[list[Draw]]:
-        source = ((draw, self.lengths(draw)) for draw in self._draws())
-        # no wider than an epoch: small data sets would else be seen in blocks of large and small
-        window = min(WINDOW, sum(len(index) for index in self.indexes))
-        yield from fill_packs(source, self._capacity, window)
+        assert self.folder, "sections of a plan in memory cannot be shared"
+        with ProcessPoolExecutor(workers, get_context("spawn"), _keep, (self,)) as pool:
+            list(pool.map(_make_kept, numbers))
 
 
-def capacity_row(capacity: CapacityConfig) -> np.ndarray:
-    """Returns the capacities in the order of COLUMNS: int64 [5]."""
-    return np.array([getattr(capacity, name) for name in COLUMNS], np.int64)
+_kept: list[Plan] = []  # in a worker process, the plan whose sections it makes
 
 
-def next_data_set(weights: np.ndarray, taken: np.ndarray, total: int) -> int:
-    """Says which data set the next example is from, so that every prefix keeps to the weights.
-
-    Of those whose next example is not too early, the one whose is due first (Tijdeman's rule):
-    after any number of examples each data set is within one of its share.
-
-    Args:
-      weights: float [data set], sum 1.
-      taken: int [data set], so far.
-      total: their sum.
-    """
-    used = np.flatnonzero(weights > 0)
-    if len(used) == 1:
-        return int(used[0])
-    slack = 1 / (2 * len(used) - 2)
-    timely = weights[used] * (total + 1) - taken[used] >= slack - 1e-9
-    due = (taken[used] + 1 - slack) / weights[used]
-    return int(used[np.argmin(np.where(timely, due, np.inf))])
+def _keep(plan: Plan) -> None:
+    _kept[:] = [plan]
 
 
-def fill_packs(
-    source: Iterator[tuple[Draw, np.ndarray]], capacity: np.ndarray, window: int = WINDOW
-) -> Iterator[list[Draw]]:
-    """Packs a stream of examples: the oldest waiting one first, then whatever fits best.
+def _make_kept(number: int) -> None:
+    _kept[0].section(number)
 
-    Best is what takes most, less what it unbalances the und and gen streams: a pack whose one
-    stream is full can take nothing more.
 
-    Args:
-      source: examples and their lengths, each of which fits an empty pack.
-      capacity: int64 [COLUMNS].
-      window: how many examples wait to be chosen from.
-    """
-    waiting: list[Draw] = []
-    lengths = np.zeros((0, len(capacity)), np.int64)
-    share = 1 / np.maximum(capacity[:2], 1)
-    while True:
-        new = [pair for _, pair in zip(range(window - len(waiting)), source, strict=False)]
-        if new:
-            waiting += [draw for draw, _ in new]
-            lengths = np.concatenate([lengths, [length for _, length in new]])
-        if not waiting:
-            return
-        chosen, used = [0], lengths[0].copy()
-        free = np.ones(len(waiting), bool)
-        free[0] = False
-        while True:
-            fits = free & (lengths <= capacity - used).all(axis=1)
-            if not fits.any():
-                break
-            after = (used[:2] + lengths[:, :2]) * share
-            score = after.sum(axis=1) - 2 * abs(after[:, 0] - after[:, 1])
-            best = int(np.argmax(np.where(fits, score, -np.inf)))
-            chosen.append(best)
-            used += lengths[best]
-            free[best] = False
-        yield [waiting[n] for n in chosen]
-        waiting = [draw for draw, stays in zip(waiting, free, strict=True) if stays]
-        lengths = lengths[free]
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lets one process at a time in; a process that dies lets go."""
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -17,10 +17,21 @@ from inset_jax.data.text import Tokenizer
 ITEM_KIND = {"text": "text", "vit": "vit", "vae": "clean", "target": "target"}
 
 
-def outline(example: Example, tokenizer: Tokenizer, config: Config) -> list[Item]:
-    """Returns one item a segment with its ids or its size; nothing is decoded or drawn."""
-    images = sharing(example)
-    return [_outline(segment, tokenizer, config, images) for segment in example.segments]
+def outline(
+    example: Example, tokenizer: Tokenizer, config: Config, percent: int = 100
+) -> list[Item]:
+    """Returns one item a segment with its ids or its size; nothing is decoded or drawn.
+
+    Args:
+      percent: to which the sides of references (the ViT's images) are scaled; `data.index` says.
+    """
+    images, result = sharing(example), []
+    for segment in example.segments:
+        item = _outline(segment, tokenizer, config, images)
+        if segment.kind == "vit":
+            item = item._replace(size=tuple(int(image.shrunk(n, percent)) for n in item.size))
+        result.append(item)
+    return result
 
 
 def sharing(example: Example) -> int:
@@ -31,6 +42,16 @@ def sharing(example: Example) -> int:
     """
     images = sum(segment.kind == "vit" for segment in example.segments)
     return 1 if example.has_target else max(images, 1)
+
+
+def segment_tokens(item: Item) -> tuple[int, int, int, int]:
+    """Returns what an item of `outline` takes of und, gen, vit and cross_entropy."""
+    special = int(item.special_label >= 0)
+    if item.kind == "text":
+        own = len(item.ids)
+        return own + 2, 0, 0, (own + 1) * item.loss + special
+    own = item.size[0] * item.size[1]
+    return (own + 2, 0, own, special) if item.kind == "vit" else (2, own, 0, special)
 
 
 def _outline(segment: Segment, tokenizer: Tokenizer, config: Config, sharing: int) -> Item:

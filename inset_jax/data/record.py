@@ -271,6 +271,16 @@ class Records:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def files(self) -> list[Path]:
+        """The shards of the split, in order."""
+        return [Path(self.folder, name) for name in self._files]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Records in each shard."""
+        return np.diff(self._ends, prepend=0).tolist()
+
     def __getitem__(self, number: int) -> Example:
         """Reads one example.
 

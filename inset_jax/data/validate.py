@@ -17,7 +17,7 @@ from typing import NamedTuple
 from inset_jax.core.config import Config
 from inset_jax.data import image, jobs, layout, prepare, record, shards, text
 from inset_jax.data.fingerprint import Fingerprint, alike, fingerprint, near_pairs
-from inset_jax.data.index import COLUMNS, segment_tokens
+from inset_jax.data.index import COLUMNS
 from inset_jax.data.record import Example
 
 # what stands in a sentence of some format where a picture should be by now
@@ -215,17 +215,28 @@ def _tokens(
         layout.layout([items], config.model, [example.id])  # position tables
     except ValueError as error:
         return None, [str(error).removeprefix(f"{example.id}: ")]
-    total = tuple(int(sum(column)) for column in zip(*map(segment_tokens, items), strict=True))
-    data, wrong = config.data, []
+    total = _total(items)
+    wrong = list(_misfits(total, config))
+    if wrong:  # references of long examples are scaled down, as far as the config allows
+        least = round(100 * config.data.smallest_reference)
+        smallest = prepare.outline(example, tokenizer, config, least)
+        wrong = list(_misfits(_total(smallest), config))
+    return total, wrong
+
+
+def _total(items: Sequence[layout.Item]) -> tuple[int, ...]:
+    rows = map(prepare.segment_tokens, items)
+    return tuple(int(sum(column)) for column in zip(*rows, strict=True))
+
+
+def _misfits(total: Sequence[int], config: Config) -> Iterator[str]:
+    data = config.data
     if total[0] + total[1] > data.max_example_tokens:
-        wrong.append(
-            f"{total[0] + total[1]} tokens, data.max_example_tokens is {data.max_example_tokens}"
-        )
+        yield f"{total[0] + total[1]} tokens, data.max_example_tokens is {data.max_example_tokens}"
     for name, own in zip(COLUMNS, total, strict=False):
         if own > getattr(data.capacity, name):
             limit = getattr(data.capacity, name)
-            wrong.append(f"{own} {name} tokens, data.capacity.{name} is {limit}")
-    return total, wrong
+            yield f"{own} {name} tokens, data.capacity.{name} is {limit}"
 
 
 def _lesson(example: Example) -> str:

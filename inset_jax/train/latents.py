@@ -15,7 +15,7 @@ import numpy as np
 
 from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
-from inset_jax.model import vae
+from inset_jax.model import vae, vit
 
 MOST_AT_ONCE = 8  # pictures in one call; smaller groups are filled up to a power of two
 
@@ -31,7 +31,7 @@ class LatentWriter:
 
         def encode(params, images: jax.Array, noise: jax.Array) -> jax.Array:
             """[B, H, W, 3] and [B, h, w, c] -> tokens [B, rows * columns, L], float32."""
-            model = vae.bind(definition, params)
+            model, images = vae.bind(definition, params), vit.unit_range(images)
             return vae.patchify(model.encode(images, noise if samples else None, dtype), patch)
 
         self._params = params
@@ -42,7 +42,7 @@ class LatentWriter:
 
         Args:
           pictures: each names its pack and the first row of its tokens, with its pixels
-            float32 [H, W, 3] in [-1, 1] and its posterior noise [h, w, c].
+            uint8 [H, W, 3] (or float32 in [-1, 1]) and its posterior noise [h, w, c].
         """
         if not pictures:
             return pack

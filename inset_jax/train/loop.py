@@ -4,6 +4,7 @@
     <workdir>/checkpoints/    parameters, averages, optimizer, data position (`checkpoint.store`)
     <workdir>/metrics.jsonl   and tensorboard/, curves.png
     <workdir>/previews/       pictures drawn on the way
+    <workdir>/bad_records.jsonl  ids of records that could not be used
 
 The state of the data is the number of updates: batch k belongs to update k, whatever happened
 before. So a run that was killed and started again goes on with the very same next batch.
@@ -30,7 +31,7 @@ from inset_jax.core.config import Config, edit
 from inset_jax.data import pack as packing
 from inset_jax.data.loader import HostBatch, Loader
 from inset_jax.model import inset
-from inset_jax.train import curves, metrics, optim, start, step
+from inset_jax.train import curves, faults, metrics, optim, start, step
 from inset_jax.train.latents import LatentWriter
 from inset_jax.train.signals import Signals
 
@@ -100,7 +101,8 @@ class _Run:
     def __init__(self, config: Config, workdir, mesh, saver: store.Store, preview: Preview | None):
         self.config, self.workdir, self.mesh, self.saver = config, workdir, mesh, saver
         self.preview = preview
-        self.validation: Loader | None = None  # opened when it is first asked for
+        self.training: Loader | None = None  # each is opened when it is first asked for
+        self.validation: Loader | None = None
         begun = start.begin(config, mesh, workdir / load.CHECKPOINTS)
         self.state, self.vae, self.provenance = begun.state, begun.vae, begun.provenance
         self.first = int(self.state["step"])
@@ -129,6 +131,7 @@ class _Run:
         self.held_out = jax.jit(held_out, out_shardings=everywhere)
         self.write_latents = LatentWriter(config, self.vae)
         self.writer = metrics.Writer(workdir, self.first)
+        self.faults = faults.FaultLog(workdir, self.first, jax.process_index())
 
     def go(self) -> Outcome:
         """Trains, and leaves the folder in order however it ends."""
@@ -168,7 +171,7 @@ class _Run:
         run = self.config.run
         self.clock = metrics.Clock(self.first)
         each = self.config.optimizer.accumulation
-        batches = self._loader("train", self.first * each)
+        batches = self._open(self.first * each)
         pending: Pending | None = None
         began = time.monotonic()
         for number in range(self.first + 1, run.steps + 1):
@@ -192,6 +195,16 @@ class _Run:
                 self.clock.restart(number)
             if stopping:
                 return
+
+    def _open(self, batch: int) -> Loader:
+        """Opens the training data, and says if the plan is not the one of the checkpoint."""
+        loader = self.training = self._loader("train", batch)
+        if self.first:
+            saved = store.read_meta(self.saver.directory, self.first)["data"]
+            told = faults.check_plan(saved, loader, self.config.data.on_bad_record)
+            if told:
+                print(f"step {self.first}: {told}", flush=True)
+        return loader
 
     def _loader(self, split: str, at: int) -> Loader:
         return Loader(self.reading, split, jax.process_index(), jax.process_count(), at)
@@ -227,6 +240,7 @@ class _Run:
         for batch in pending.batches:
             pack = batch.pack
             self.clock.add(int(np.sum(pack.und_example >= 0) + np.sum(pack.gen_example >= 0)))
+            self.faults.add(pending.step, batch.faults)
         run = self.config.run
         if pending.step % run.log_every and pending.step != run.steps:
             return
@@ -239,6 +253,8 @@ class _Run:
             "cross_entropy": report.losses.cross_entropy,
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
+            "bad_records": self.faults.take(),
+            "worker_restarts": self.training.restarts,
         }
         values = {name: float(value) for name, value in values.items()}
         values = {**sums.means(), **metrics.by_time(*report.by_time), **values}
@@ -287,7 +303,11 @@ class _Run:
     def _save(self, number: int) -> None:
         meta = {
             "config": overrides.to_dict(self.config),
-            "data": {"step": number * self.config.optimizer.accumulation},
+            "data": {
+                "step": number * self.config.optimizer.accumulation,
+                "plan": self.training.hash,
+                "records": self.training.records_hash,
+            },
             "provenance": self.provenance,
         }
         self.saver.save(number, {**start.to_items(self.state, self.vae), "step": number}, meta)

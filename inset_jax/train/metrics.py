@@ -26,7 +26,7 @@ class Writer:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / JSONL
-        _drop_after(self._path, step)
+        drop_after(self._path, step)
         self._lines = open(self._path, "a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
 
@@ -171,7 +171,7 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
     return [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+def drop_after(path: pathlib.Path, step: int) -> None:
     """Removes the records of steps after `step`, in one move."""
     if not path.exists():
         return

@@ -41,7 +41,8 @@ def test_lengths_are_what_the_layout_takes(world, config, tokenizer):
 )
 def test_what_fits_no_pack_is_counted_by_reason(world, config, tokenizer, change, reason):
     records = open_records(world / "records")
-    index = build_index(records, tokenizer, edit(config, **change))
+    config = edit(config, data__smallest_reference=1.0, **change)
+    index = build_index(records, tokenizer, config)
     assert list(index.skipped) == [reason]
     assert len(index) + len(index.skipped[reason]) == len(records)
 

@@ -2,13 +2,12 @@ import pickle
 from collections import Counter
 
 import numpy as np
-import pytest
 
 from configs.tiny import experiment
 from inset_jax.core.config import CapacityConfig, DropoutConfig, edit
 from inset_jax.data.dropout import NEVER, TEXT, VIT
 from inset_jax.data.index import COLUMNS, Index
-from inset_jax.data.plan import Draw, Plan, next_data_set
+from inset_jax.data.plan import Draw, Plan
 
 CAPACITY = CapacityConfig(und=300, gen=300, vit=300, cross_entropy=50, examples=6)
 CONFIG = edit(experiment(), data__capacity=CAPACITY)
@@ -23,15 +22,18 @@ def make_index(count: int, name: str = "set", seed: int = 0) -> Index:
     tokens[:, 1, 0] = tokens[:, 1, 2] = rows[:, 1]
     tokens[:, 2, 0], tokens[:, 2, 1] = 2, rows[:, 2] * 2
     return Index(
-        name,
-        [f"{name}-{n}" for n in range(count)],
-        ["t2i"] * count,
-        np.arange(count),
-        np.arange(count + 1) * 3,
-        tokens.reshape(-1, 4),
-        np.tile(np.array([TEXT, VIT, NEVER], np.int8), count),
-        np.ones(3 * count, bool),
-        {},
+        name=name,
+        source=name,
+        key=f"{name} {count} {seed}",
+        ids=[f"{name}-{n}" for n in range(count)],
+        kinds=["t2i"] * count,
+        number=np.arange(count),
+        start=np.arange(count + 1) * 3,
+        tokens=tokens.reshape(-1, 4),
+        code=np.tile(np.array([TEXT, VIT, NEVER], np.int8), count),
+        opens=np.ones(3 * count, bool),
+        percent=np.full(count, 100, np.uint8),
+        skipped={},
     )
 
 
@@ -92,8 +94,10 @@ def test_dropout_is_drawn_before_lengths_are_measured():
     everything = DropoutConfig(example_both=1.0)
     plan = Plan([index], CONFIG, drops=everything)
     length = plan.lengths(Draw(0, 5, 0))
-    # text and image leave at most a null token each; the target's two markers stay
-    assert length.tolist() == [4, index.tokens[17, 1], 0, 0, 1]
+    # text and image leave nothing; the target's two markers stay
+    assert length.tolist() == [2, index.tokens[17, 1], 0, 0, 1]
+    with_null = Plan([index], edit(CONFIG, model__null_token=True), drops=everything)
+    assert with_null.lengths(Draw(0, 5, 0))[0] == 4
     assert Plan([index], CONFIG).lengths(Draw(0, 5, 0))[0] > 4
 
 
@@ -105,12 +109,57 @@ def test_weights_mix_the_data_sets():
     assert np.allclose(share, [0.6, 0.4, 0], atol=0.05) and share[2] == 0
 
 
-@pytest.mark.parametrize(
-    "weights", [[1.0], [0.5, 0.5], [0.2, 0.2, 0.1, 0.5], [0.97, 0.01, 0.02], [0.3, 0.0, 0.7]]
-)
-def test_every_prefix_is_within_one_example_of_the_weights(weights):
-    weights = np.array(weights)
-    taken = np.zeros(len(weights), np.int64)
-    for total in range(2000):
-        taken[next_data_set(weights, taken, total)] += 1
-        assert abs(taken - weights * (total + 1)).max() < 1
+def test_sections_from_any_process_give_the_same_packs(tmp_path):
+    indexes = [make_index(300), make_index(100, "other", 1)]
+    config = edit(CONFIG, data__weights=(0.5, 0.5), data__train=("a", "b"))
+    make = lambda folder=None: Plan(indexes, config, drops=DROPS, folder=folder)
+    alone, ahead = make(tmp_path / "one"), make(tmp_path / "two")
+    assert alone.section_size == 512 and alone.hash == ahead.hash
+    ahead.make_sections([3, 1, 0, 2], workers=2)
+    memory = packs(make(), 900)
+    assert memory[-1] and memory == packs(alone, 900) == packs(ahead, 900)
+    for number in range(4):
+        name = f"plan-{alone.hash}/section-{number:06d}/rows.npy"
+        files = [tmp_path / folder / name for folder in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    # another process finds the files and reads them in any order
+    again = pickle.loads(pickle.dumps(make(tmp_path / "two")))
+    assert again.pack(777) == memory[777] and again.pack(5) == memory[5]
+
+
+def test_a_section_is_read_from_its_file_and_not_planned_again(tmp_path, monkeypatch):
+    index = make_index(50)
+    expected = packs(Plan([index], CONFIG, folder=tmp_path), 30)
+    monkeypatch.setattr("inset_jax.data.fill.fill_packs", None)
+    plan = Plan([index], CONFIG, folder=tmp_path)
+    assert packs(plan, 30) == expected
+    assert isinstance(plan.section(0).rows, np.memmap)
+
+
+def test_the_hash_names_what_the_packs_depend_on():
+    index, base = make_index(50), CONFIG
+    plain = Plan([index], base).hash
+    assert Plan([index._replace(name="moved")], edit(base, data__packs=7)).hash == plain
+    others = [
+        Plan([index._replace(key="changed")], base),
+        Plan([index], edit(base, run__seed=1)),
+        Plan([index], edit(base, data__capacity__vit=299)),
+        Plan([index], base, drops=DROPS),
+        Plan([index], base, endless=False),
+        Plan([index], base, stage=1),
+    ]
+    assert len({plain, *(plan.hash for plan in others)}) == len(others) + 1
+
+
+def test_a_stage_has_epochs_and_orders_of_its_own():
+    index = make_index(50)
+    first, second = (packs(Plan([index], CONFIG, stage=n), 20) for n in (0, 1))
+    assert {draw.epoch for pack in second for draw in pack} <= set(range(65536, 65546))
+    assert [d.example for pack in first for d in pack] != [d.example for p in second for d in p]
+
+
+def test_kept_examples_of_a_full_mix_fill_both_streams():
+    plan = Plan([make_index(4000)], edit(CONFIG, data__capacity__gen=290), drops=DROPS)
+    mean = plan.sample(4000)[:, :2].mean(axis=0)
+    assert abs(mean[0] / mean[1] - 300 / 290) < 0.3
+    assert plan.fill([0])[:2].max() > 0.95
