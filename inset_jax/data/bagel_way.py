@@ -154,7 +154,7 @@ def batches(
     total: int,
     dense: bool = False,
 ) -> Iterator[tuple[dict, int]]:
-    """Yields BAGEL's batches and their numbers of tokens.
+    """Yields BAGEL's batches and their numbers of tokens; the last one may not be full.
 
     Args:
       examples: with the epoch of each, in the order they come.
@@ -162,6 +162,13 @@ def batches(
     """
     status, buffer = Status(), []
     coming = iter(examples)
+
+    def add(sample: Sample, epoch: int) -> None:
+        segments, name = sample.example.segments, sample.example.id
+        opens = np.array([segment.opens for segment in segments])
+        draws = (config.data.dropout, config.run.seed, name, epoch)
+        status.add(sample, dropout.draw(dropout.codes(segments), opens, *draws), config, dense)
+
     while True:
         from_buffer = bool(buffer) and status.tokens < measure_packing.GREEDY_PREFERS * total
         if from_buffer:
@@ -169,7 +176,7 @@ def batches(
         else:
             example, epoch = next(coming, (None, 0))
             if example is None:
-                return
+                break
             sample = Sample(example, tokenizer, config)
         if sample.tokens > config.data.max_example_tokens:
             continue
@@ -178,11 +185,13 @@ def batches(
             buffer.append((sample, epoch))
             continue
         if fits:
-            code = dropout.codes(sample.example.segments)
-            opens = np.array([segment.opens for segment in sample.example.segments])
-            drops, name = config.data.dropout, sample.example.id
-            gone = dropout.draw(code, opens, drops, config.run.seed, name, epoch)
-            status.add(sample, gone, config, dense)
+            add(sample, epoch)
         if not fits or status.tokens >= measure_packing.GREEDY_DONE * total:
             yield status.finish(), status.tokens
             status = Status()
+    for sample, epoch in buffer:  # its data never end; here no work shall be for nothing
+        if status.tokens + sample.tokens > total:
+            yield status.finish(), status.tokens
+            status = Status()
+        add(sample, epoch)
+    yield status.finish(), status.tokens

@@ -196,9 +196,11 @@ class BatchMaker:
         if self._notes:
             self._notes.write(*place)
         try:
-            return self._filled(leg, draw, self._records[draw.data_set][place[1]])
-        except ValueError as error:
-            raise ValueError(f"{index.name}: {error}") from error
+            example = self._records[draw.data_set][place[1]]  # its errors name the shard
+            try:
+                return self._filled(leg, draw, example)
+            except ValueError as error:
+                raise ValueError(f"{index.name}: {error}") from error
         finally:
             if self._notes:
                 self._notes.clear()

@@ -38,6 +38,12 @@ class Strings(Sequence):
         start = self.end[number - 1] if number else 0
         return self.data[start : self.end[number]].tobytes().decode()
 
+    @classmethod
+    def join(cls, parts: Sequence[Strings]) -> Strings:
+        before = np.cumsum([0, *(len(part.data) for part in parts)])
+        ends = [part.end + start for part, start in zip(parts, before, strict=False)]
+        return cls(np.concatenate([part.data for part in parts]), np.concatenate(ends))
+
     def take(self, numbers: np.ndarray) -> Strings:
         return Strings.of(self[int(number)] for number in numbers)
 
@@ -61,6 +67,15 @@ class Labels(Sequence):
         if isinstance(number, slice):
             return [self.names[code] for code in self.code[number]]
         return self.names[self.code[number]]
+
+    @classmethod
+    def join(cls, parts: Sequence[Labels]) -> Labels:
+        names = list(dict.fromkeys(name for part in parts for name in part.names))
+        codes = [
+            np.array([names.index(name) for name in part.names], np.int32)[part.code]
+            for part in parts
+        ]
+        return cls(names, np.concatenate(codes))
 
     def take(self, numbers: np.ndarray) -> Labels:
         return Labels(self.names, self.code[numbers])

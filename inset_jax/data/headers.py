@@ -7,7 +7,6 @@ computed from it (`data.index`), so changing a resolution or a capacity reads no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,30 +90,27 @@ def read(
     Raises:
       ValueError: a record cannot be read, or none can; all reasons are counted.
     """
-    ids, kinds, numbers, counts, rows = [], [], [], [], []
-    unreadable: list[tuple[int, str]] = []
-    for number, found in enumerate(_each(records, tokenizer, workers)):
-        if isinstance(found, str):
-            if on_bad_record == "stop":
-                raise ValueError(found)
-            unreadable.append((number, found))
-            continue
-        name, kind, own = found
-        ids.append(name)
-        kinds.append(kind)
-        numbers.append(number)
-        counts.append(len(own))
-        rows += own
-    if not ids:
-        raise ValueError(f"{records.folder}: no usable examples (all {len(unreadable)} unreadable)")
-    table = np.array(rows, np.int32)
+    parts = []
+    for part in _each(records, tokenizer, workers):
+        if part.unreadable and on_bad_record == "stop":
+            raise ValueError(part.unreadable[0][1])
+        parts.append(part)
+    unreadable = [row for part in parts for row in part.unreadable]
+    parts = [part for part in parts if len(part.ids)]
+    if not parts:
+        first = f"; the first: {unreadable[0][1]}" if unreadable else ""
+        raise ValueError(
+            f"{records.folder}: no usable examples ({len(unreadable)} records unreadable{first})"
+        )
+    table = np.concatenate([part.table for part in parts])
+    counts = np.concatenate([part.count for part in parts])
     return Headers(
         str(records.folder),
         key_of(records, tokenizer),
-        Strings.of(ids),
-        Labels.of(kinds),
-        np.array(numbers, np.int64),
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        Strings.join([part.ids for part in parts]),
+        Labels.join([part.kinds for part in parts]),
+        np.concatenate([part.number for part in parts]),
+        np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
         table[:, 0].astype(np.int8),
         table[:, 1],
         table[:, 2:4],
@@ -157,23 +153,45 @@ def _store(headers: Headers, place: Path) -> None:
     columns.save(place, arrays, meta)
 
 
+class _Part(NamedTuple):
+    """What is in some records, packed tightly: a data set may have tens of millions."""
+
+    ids: Strings
+    kinds: Labels
+    number: np.ndarray
+    count: np.ndarray  # int64 [example], segments
+    table: np.ndarray  # int32 [segment, 5], rows of `of_example`
+    unreadable: list[tuple[int, str]]
+
+
 class _Reader:
     """Reads some records; pickled to worker processes."""
 
     def __init__(self, records: Records, tokenizer: Tokenizer):
         self._records, self._tokenizer = records, tokenizer
 
-    def __call__(self, numbers: Iterable[int]) -> list:
-        """Returns (id, kind, rows) of each record, or why it cannot be read."""
-        found = []
+    def __call__(self, numbers: range) -> _Part:
+        ids, kinds, read, counts, table, unreadable = [], [], [], [], [], []
         for number in numbers:
             try:
                 example = self._records[number]
                 rows = of_example(example, self._tokenizer)
-                found.append((example.id, example.kind, rows))
             except ValueError as error:
-                found.append(str(error))
-        return found
+                unreadable.append((number, str(error)))
+                continue
+            ids.append(example.id)
+            kinds.append(example.kind)
+            read.append(number)
+            counts.append(len(rows))
+            table += rows
+        return _Part(
+            Strings.of(ids),
+            Labels.of(kinds),
+            np.array(read, np.int64),
+            np.array(counts, np.int64),
+            np.array(table, np.int32).reshape(-1, 5),
+            unreadable,
+        )
 
 
 def _each(records: Records, tokenizer: Tokenizer, workers: int):
@@ -182,12 +200,21 @@ def _each(records: Records, tokenizer: Tokenizer, workers: int):
         range(first, min(first + BATCH, len(records))) for first in range(0, len(records), BATCH)
     ]
     if not workers:
-        for batch in batches:
-            yield from reader(batch)
+        yield from map(reader, batches)
         return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for found in pool.map(reader, batches):
-            yield from found
+    with ProcessPoolExecutor(workers, get_context("spawn"), _keep, (reader,)) as pool:
+        yield from pool.map(_read_kept, batches)
+
+
+_kept: list[_Reader] = []  # in a worker process: a tokenizer is too large to send every time
+
+
+def _keep(reader: _Reader) -> None:
+    _kept[:] = [reader]
+
+
+def _read_kept(numbers: range) -> _Part:
+    return _kept[0](numbers)

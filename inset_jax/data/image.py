@@ -20,6 +20,7 @@ from inset_jax.core.config import DataConfig, SizeLimits
 
 MAX_SOURCE_PIXELS = 2**27  # 134 megapixels: 400 MB decoded; a header that promises more is a bomb
 JPEG_QUALITY = 95
+ORIENTATION = 0x0112  # tag of EXIF
 
 
 class Keep(NamedTuple):
@@ -56,7 +57,10 @@ def load(source, name: str = "") -> Image.Image:
         )
     try:
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        # both of these copy, so neither where there is nothing to do
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        image = ImageOps.exif_transpose(image) if turned else image
+        return image if _is_plain(image) else to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{name}: damaged image: {error}") from error
 
@@ -79,6 +83,10 @@ def _open(source, name: str) -> Image.Image:
         ) from error
     except Exception as error:
         raise ValueError(f"{name}: cannot be read as an image: {error}") from error
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return image.mode == "RGB" and image.info.get("transparency") is None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

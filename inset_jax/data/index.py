@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,6 +187,7 @@ def _reasons(headers_: Headers, total: np.ndarray, misfits: np.ndarray, config: 
     data = config.data
     skipped: dict[str, list[str]] = {}
     for number, reason in headers_.unreadable:
+        reason = re.sub(r"record \d+ of", "records of", reason)  # one line a shard
         skipped.setdefault(f"unreadable: {reason}", []).append(f"record {number}")
     for example in misfits:
         reason = f"more tokens than data.max_example_tokens={data.max_example_tokens}"

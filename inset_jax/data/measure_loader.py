@@ -20,7 +20,7 @@ from inset_jax.core.config import Config, edit
 from inset_jax.data import bagel_way, image, measure_packing, mixes, prepare
 from inset_jax.data.batch import BatchMaker, HostBatch
 from inset_jax.data.index import build_index
-from inset_jax.data.keyed import keyed
+from inset_jax.data.keyed import keyed, normal
 from inset_jax.data.loader import Loader, open_data
 from inset_jax.data.pack import Item, assemble, layout, stack
 from inset_jax.data.record import Example, Segment, write_records
@@ -192,9 +192,9 @@ class Bench:
 
 def _noise(item: Item) -> None:
     """Draws what `prepare.fill` draws for an image of the gen stream."""
-    keyed("posterior", 0, "", 0).standard_normal(item.posterior_noise.shape, np.float32)
+    normal(keyed("posterior", 0, "", 0), item.posterior_noise.shape)
     if item.noise is not None:
-        keyed("noise", 0, "", 0).standard_normal(item.noise.shape, np.float32)
+        normal(keyed("noise", 0, "", 0), item.noise.shape)
 
 
 def speed(config: Config, packs: int, rounds: int) -> dict:

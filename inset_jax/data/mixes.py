@@ -139,10 +139,10 @@ def coarse(count: int, seed: int = 0) -> tuple[list[Headers], tuple[float, ...]]
 
 
 def extremes(count: int, seed: int = 0) -> tuple[list[Headers], tuple[float, ...]]:
-    """Nine in ten examples are all gen, one in ten is as much und as all of them."""
+    """Nine in ten examples are nearly all gen; one in ten is long and nearly all und."""
     side = ((1900, 2048), (1.0,))
     return [
-        interleaved(max(count // 10, 1), seed, "long", (14, 16), (side, ((448, 460), (1.0,)))),
+        interleaved(max(count // 10, 1), seed, "long", (7, 8), (side, ((448, 460), (1.0,)))),
         text_to_image(max(count * 9 // 10, 1), seed),
     ], (0.1, 0.9)
 

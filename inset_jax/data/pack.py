@@ -192,4 +192,6 @@ def _stack(nodes: list[Any]):
         return {key: _stack([node[key] for node in nodes]) for key in first}
     if isinstance(first, tuple):
         return type(first)(*(_stack(list(column)) for column in zip(*nodes, strict=True)))
+    if len(nodes) == 1:
+        return first[None]  # no copy
     return np.stack(nodes)

@@ -9,7 +9,7 @@ from einops import rearrange
 
 from inset_jax.core.config import Config, ModelConfig, SizeLimits
 from inset_jax.data import image
-from inset_jax.data.keyed import keyed
+from inset_jax.data.keyed import keyed, normal
 from inset_jax.data.layout import Item
 from inset_jax.data.record import Example, Segment
 from inset_jax.data.text import Tokenizer
@@ -106,7 +106,7 @@ def fill(
             tokens = item.size[0] * item.size[1]
             item = item._replace(
                 timestep=float(random("timestep").standard_normal()),
-                noise=random("noise").standard_normal((tokens, config.model.latent_dim), "f4"),
+                noise=normal(random("noise"), (tokens, config.model.latent_dim)),
             )
         if item.kind != "vit":
             item = item._replace(posterior_noise=_posterior_noise(item, config, random))
@@ -127,7 +127,7 @@ def _posterior_noise(item: Item, config: Config, random) -> np.ndarray:
     shape = (rows * patch, columns * patch, config.model.vae.latent_channels)
     if config.data.posterior == "mean":
         return np.zeros(shape, np.float32)
-    return random("posterior").standard_normal(shape, np.float32)
+    return normal(random("posterior"), shape)
 
 
 def _decode(segment: Segment, name: str):

@@ -139,9 +139,10 @@ def test_a_section_is_read_from_its_file_and_not_planned_again(tmp_path, monkeyp
 def test_the_hash_names_what_the_packs_depend_on():
     index, base = make_index(50), CONFIG
     plain = Plan([index], base).hash
-    assert Plan([index._replace(name="moved")], edit(base, data__packs=7)).hash == plain
+    like = lambda **change: Index(**{**index._asdict(), **change})
+    assert Plan([like(name="moved")], edit(base, data__packs=7)).hash == plain
     others = [
-        Plan([index._replace(key="changed")], base),
+        Plan([like(key="changed")], base),
         Plan([index], edit(base, run__seed=1)),
         Plan([index], edit(base, data__capacity__vit=299)),
         Plan([index], base, drops=DROPS),

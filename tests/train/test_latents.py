@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from inset_jax.core.config import edit
-from inset_jax.model import vae
+from inset_jax.data import image
+from inset_jax.model import vae, vit
 from inset_jax.train.latents import LatentWriter
 
 
@@ -58,3 +59,21 @@ def test_mean_of_the_posterior_ignores_the_noise(config, make_pack, batch, coder
 def test_batch_without_pictures_is_left_alone(config, make_pack, batch, coder):
     packs = jax.tree.map(lambda x: x[0], batch(make_pack(0, draws=False)))
     assert LatentWriter(config, coder[1])(packs, []) is packs
+
+
+def test_grey_levels_give_the_latents_of_the_numbers_they_stand_for(
+    config, make_pack, batch, coder
+):
+    packs = jax.tree.map(lambda x: x[0], batch(make_pack(0)))
+    levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    grey = make(0, 0, 0)._replace(image=levels)
+    writer = LatentWriter(config, coder[1])
+    one = writer(packs, [grey]).gen_latent
+    two = writer(packs, [grey._replace(image=image.normalize(levels))]).gen_latent
+    np.testing.assert_array_equal(one, two)
+
+
+def test_the_numbers_of_grey_levels_are_the_references_to_the_bit():
+    levels = np.arange(256, dtype=np.uint8)
+    found = np.asarray(jax.jit(vit.unit_range)(levels))
+    np.testing.assert_array_equal(found, image.normalize(levels))
