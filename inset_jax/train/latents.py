@@ -15,9 +15,22 @@ import numpy as np
 
 from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
-from inset_jax.model import vae, vit
+from inset_jax.data import image
+from inset_jax.model import vae
 
 MOST_AT_ONCE = 8  # pictures in one call; smaller groups are filled up to a power of two
+
+GREY_LEVELS = image.normalize(np.arange(256, dtype=np.uint8))  # the number that each stands for
+
+
+def unit_range(images: jax.Array) -> jax.Array:
+    """Turns uint8 pixels into float32 in [-1, 1] as the host does, to the bit; leaves floats alone.
+
+    By a table: XLA multiplies by the rounded reciprocal where a division is written.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    return jnp.asarray(GREY_LEVELS)[images.astype(jnp.int32)]
 
 
 class LatentWriter:
@@ -31,7 +44,7 @@ class LatentWriter:
 
         def encode(params, images: jax.Array, noise: jax.Array) -> jax.Array:
             """[B, H, W, 3] and [B, h, w, c] -> tokens [B, rows * columns, L], float32."""
-            model, images = vae.bind(definition, params), vit.unit_range(images)
+            model, images = vae.bind(definition, params), unit_range(images)
             return vae.patchify(model.encode(images, noise if samples else None, dtype), patch)
 
         self._params = params

@@ -5,6 +5,7 @@ import numpy as np
 
 from configs.tiny import experiment
 from inset_jax.core.config import CapacityConfig, DropoutConfig, edit
+from inset_jax.data.course import best_capacity
 from inset_jax.data.dropout import NEVER, TEXT, VIT
 from inset_jax.data.index import COLUMNS, Index
 from inset_jax.data.plan import Draw, Plan
@@ -159,8 +160,12 @@ def test_a_stage_has_epochs_and_orders_of_its_own():
     assert [d.example for pack in first for d in pack] != [d.example for p in second for d in p]
 
 
-def test_kept_examples_of_a_full_mix_fill_both_streams():
-    plan = Plan([make_index(4000)], edit(CONFIG, data__capacity__gen=290), drops=DROPS)
-    mean = plan.sample(4000)[:, :2].mean(axis=0)
-    assert abs(mean[0] / mean[1] - 300 / 290) < 0.3
-    assert plan.fill([0])[:2].max() > 0.95
+def test_capacities_that_fit_the_mix_are_filled():
+    index = make_index(4000)
+    mean = Plan([index], CONFIG, drops=DROPS).sample(4000)[:, :2].mean(axis=0)
+    und, gen = best_capacity(mean, 600)
+    config = edit(CONFIG, data__capacity__und=und, data__capacity__gen=gen)
+    config = edit(config, data__capacity__vit=und, data__capacity__examples=99)
+    assert Plan([index], config, drops=DROPS).fill([0])[:2].min() > 0.97
+    lopsided = edit(config, data__capacity__und=gen, data__capacity__gen=und)
+    assert Plan([index], lopsided, drops=DROPS).fill([0])[:2].min() < 0.7

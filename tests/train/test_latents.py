@@ -8,8 +8,8 @@ import pytest
 
 from inset_jax.core.config import edit
 from inset_jax.data import image
-from inset_jax.model import vae, vit
-from inset_jax.train.latents import LatentWriter
+from inset_jax.model import vae
+from inset_jax.train.latents import LatentWriter, unit_range
 
 
 class Picture(NamedTuple):
@@ -75,5 +75,5 @@ def test_grey_levels_give_the_latents_of_the_numbers_they_stand_for(
 
 def test_the_numbers_of_grey_levels_are_the_references_to_the_bit():
     levels = np.arange(256, dtype=np.uint8)
-    found = np.asarray(jax.jit(vit.unit_range)(levels))
+    found = np.asarray(jax.jit(unit_range)(levels))
     np.testing.assert_array_equal(found, image.normalize(levels))
