@@ -10,6 +10,7 @@ record that kills it a second time is a bad record.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
@@ -145,7 +146,7 @@ class Loader:
         if self._iterator is not None:
             self._iterator.close()
         if self._notes is not None:
-            shutil.rmtree(self._notes, ignore_errors=True)
+            self._notes.cleanup()
         self._iterator, self._notes = None, None
 
     def _next(self) -> HostBatch | Failure:
@@ -169,7 +170,7 @@ class Loader:
         Raises:
           RuntimeError: worker processes keep dying.
         """
-        at_work = Notes(self._notes).take()
+        at_work = Notes(self._notes.name).take()
         self.close()
         self.restarts += 1
         self._deaths[self._step] += 1
@@ -200,8 +201,8 @@ class Loader:
         data = self._config.data
         end = ENDLESS if self._endless else len(self)
         if data.workers:
-            self._notes = tempfile.mkdtemp(prefix="inset-workers-")
-        notes = Notes(self._notes) if self._notes else None
+            self._notes = tempfile.TemporaryDirectory(prefix="inset-workers-")
+        notes = Notes(self._notes.name) if self._notes else None
         steps = grain.MapDataset.range(self._step, end).map(self._maker(notes))
         if not data.workers:
             threads = min(data.prefetch, THREADS)  # 0: no thread at all
@@ -256,7 +257,9 @@ def plans_folder(config: Config, folders: tuple[str, ...]) -> Path:
     if os.access(folder, os.W_OK):
         return folder / PLANS
     log.warning("%s is not writable: set data.plans to a folder that keeps lengths", folder)
-    return Path(tempfile.mkdtemp(prefix="inset-plans-"))
+    folder = tempfile.mkdtemp(prefix="inset-plans-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def tokenizer_of(config: Config) -> text.Tokenizer:
