@@ -30,8 +30,8 @@ An interrupted conversion leaves a folder that every reader refuses; the same co
 """
 EPILOG = """\
 exit status: 0 done; 1 verify found a difference; 2 wrong usage; 3 the source cannot be converted
-(names, shapes, numbers that are not finite, no model there); 4 the source is damaged; 5 the
-destination cannot be written; 130 interrupted
+(names, shapes, numbers that are not finite, no model there or an unfinished one); 4 the source is
+damaged; 5 the destination cannot be written; 130 interrupted
 """
 
 
@@ -207,7 +207,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     found = describe.describe(args.path)
     print(json.dumps(found, indent=1) if args.json else describe.text(found))
-    return DONE
+    return REFUSED if found["kind"] == "unfinished" else DONE
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(streaming, "_write", stop)
     assert run("to-orbax", FOLDER, tmp_path / "x") == convert.INTERRUPTED
     assert "the same command goes on from here" in capsys.readouterr().err
-    assert run("inspect", tmp_path / "x") == 0
+    assert run("inspect", tmp_path / "x") == convert.REFUSED
     assert "unfinished, 0 tensors are written" in capsys.readouterr().out
 
 

@@ -31,10 +31,12 @@ from inset_jax.checkpoint import (
     convert,
     differences,
     finish,
+    json_files,
     names,
     provenance,
     tensors,
     to_orbax,
+    tokenizer,
 )
 from inset_jax.checkpoint import plan as plans
 from inset_jax.checkpoint.place import Place
@@ -116,8 +118,8 @@ def config_of(ancestors: Ancestors) -> ModelConfig:
       ValueError: a config is missing or asks for what is not done here.
     """
     llm_file, vit_file = ancestors.llm / "config.json", ancestors.vit / "config.json"
-    llm = bagel.to_llm_config(bagel.read_json(llm_file), llm_file)
-    values = bagel.read_json(vit_file)
+    llm = bagel.to_llm_config(json_files.read(llm_file), llm_file)
+    values = json_files.read(vit_file)
     values = {**VIT_DEFAULTS, **values.get("vision_config", values)}
     vit = bagel.to_vit_config(values, vit_file)
     return ModelConfig(
@@ -125,7 +127,7 @@ def config_of(ancestors: Ancestors) -> ModelConfig:
         vit=dataclasses.replace(vit, side=ancestors.vit_side),
         vae=autoencoder.read_config(ancestors.vae) or VaeConfig(),
         latents=LatentConfig(max_side=ancestors.latent_side),
-        tokens=bagel.tokens_from_folder(ancestors.llm, llm.vocab_size),
+        tokens=tokenizer.special_ids(ancestors.llm, llm.vocab_size),
         connector_side=ancestors.connector_side,
     )
 
@@ -264,5 +266,5 @@ def _side(ancestors: Ancestors, config: ModelConfig) -> Iterator[tuple[str, byte
     for path in itertools.chain(files, [ancestors.vit / PREPROCESSOR]):
         if path.is_file():
             yield f"{finish.FILES}/{path.name}", path.read_bytes()
-    if (file := bagel.tokenizer_file(ancestors.llm)) is not None:
-        yield "tokenizer.json", file.read_bytes()
+    if (content := tokenizer.content(ancestors.llm)) is not None:
+        yield tokenizer.FILE, content

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inset_jax.checkpoint.place import Place
+from inset_jax.checkpoint.tensors import numpy_dtype
 from inset_jax.core.mesh import RULES
 
 VERSION = 1  # of this cut: files of another version are not gone on with
@@ -186,13 +187,10 @@ def read_cut(item: Place, path: str) -> Cut:
     found = item.read(f"{folder(path)}/zarr.json")
     if found is None:
         raise ValueError(f"{item.name}: no array {folder(path)} of a converted checkpoint")
-    import ml_dtypes
-
     values = json.loads(found)
-    name = values["data_type"]
     return Cut(
         tuple(values["shape"]),
-        np.dtype(getattr(ml_dtypes, name, name)),
+        numpy_dtype(values["data_type"]),
         tuple(values["chunk_grid"]["configuration"]["chunk_shape"]),
         tuple(values["codecs"][0]["configuration"]["chunk_shape"]),
     )

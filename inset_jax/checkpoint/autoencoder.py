@@ -14,10 +14,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from inset_jax.checkpoint import bagel, differences, names
+from inset_jax.checkpoint.tensors import numpy_dtype
 from inset_jax.core.config import VaeConfig
 
 CONFIG, FACTS = "vae_config", "facts"
@@ -51,7 +51,7 @@ def save(
     problems = differences.shapes({path: np.shape(leaf) for path, leaf in leaves.items()}, expected)
     if problems:
         raise ValueError("\n".join(["the parameters are not those of the config:", *problems]))
-    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    kind = numpy_dtype(dtype)
     tensors = {}
     for path, leaf in leaves.items():
         (link,) = names.from_path(f"vae/{path}", np.shape(leaf))

@@ -3,7 +3,7 @@
     config.json          latent_patch_size, max_latent_size, vit_max_num_patch_per_side, vae_config
     llm_config.json      Qwen2's names
     vit_config.json      SigLIP's names; num_hidden_layers counts one layer that never runs
-    special_tokens.json  ids of the four tokens; without it they come from the tokenizer's files
+    special_tokens.json  ids of the four tokens, where they are not Qwen2.5's (`tokenizer`)
 
 The released folder has no vae_config: BAGEL hard-codes the full-size FLUX autoencoder, as the
 defaults of `VaeConfig` do, and a table of 64 latent tokens and of 70 patches a side.
@@ -11,22 +11,20 @@ defaults of `VaeConfig` do, and a table of 64 latent tokens and of 70 patches a 
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from inset_jax.checkpoint import unfinished
+from inset_jax.checkpoint import json_files, tokenizer, unfinished
 from inset_jax.core.config import (
     LatentConfig,
     LlmConfig,
     ModelConfig,
-    TokenConfig,
     VaeConfig,
     VitConfig,
 )
 
-CONFIG_FILES = ("config.json", "llm_config.json", "vit_config.json", "special_tokens.json")
+CONFIG_FILES = ("config.json", "llm_config.json", "vit_config.json", tokenizer.STATED)
 UNUSED_VIT_LAYERS = 1  # stored but never run: BAGEL reads the features before SigLIP's last layer
 
 # file -> our field -> BAGEL's key
@@ -52,12 +50,6 @@ VAE_KEYS = {
     "latent_channels": "z_channels",
     "scale": "scale_factor",
     "shift": "shift_factor",
-}
-TOKEN_KEYS = {  # our field -> key in special_tokens.json, text of the token
-    "text_start": ("bos_token_id", "<|im_start|>"),
-    "text_end": ("eos_token_id", "<|im_end|>"),
-    "image_start": ("start_of_image", "<|vision_start|>"),
-    "image_end": ("end_of_image", "<|vision_end|>"),
 }
 # what the code here computes, whatever the folder says: anything else is refused
 FIXED: dict[str, dict[str, Any]] = {
@@ -91,7 +83,7 @@ def config_from_bagel(folder: str | pathlib.Path) -> ModelConfig:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    main = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    main = json_files.read(folder / "config.json") if (folder / "config.json").is_file() else {}
     llm, vit = _part(folder, "llm_config", main), _part(folder, "vit_config", main)
     _check_fixed("config.json", main, folder / "config.json")
     vae = main.get("vae_config") or {}
@@ -102,61 +94,16 @@ def config_from_bagel(folder: str | pathlib.Path) -> ModelConfig:
         vit=to_vit_config(vit, vit_where),
         vae=to_vae_config(vae, where) if vae else VaeConfig(),
         latents=LatentConfig(
-            patch=_number(main, "latent_patch_size", where, default=LatentConfig.patch),
-            max_side=_number(main, "max_latent_size", where, default=LatentConfig.max_side),
+            patch=json_files.number(main, "latent_patch_size", where, default=LatentConfig.patch),
+            max_side=json_files.number(
+                main, "max_latent_size", where, default=LatentConfig.max_side
+            ),
         ),
-        tokens=tokens_from_folder(folder, llm["vocab_size"]),
-        connector_side=_number(
+        tokens=tokenizer.special_ids(folder, llm["vocab_size"]),
+        connector_side=json_files.number(
             main, "vit_max_num_patch_per_side", where, default=ModelConfig.connector_side
         ),
     )
-
-
-def tokens_from_folder(folder: str | pathlib.Path, vocab_size: int) -> TokenConfig:
-    """Finds the ids of the four special tokens, in special_tokens.json or the tokenizer's files.
-
-    A folder without either gets Qwen2.5's ids.
-
-    Raises:
-      ValueError: the files name some of the tokens but not all, or contradict one another, or an
-        id is outside the vocabulary.
-    """
-    folder = pathlib.Path(folder)
-    path, ids = folder / "special_tokens.json", {}
-    if path.is_file():
-        values = read_json(path)
-        ids = {field: _number(values, key, path) for field, (key, _) in TOKEN_KEYS.items()}
-    else:
-        for path, known in _tokenizer_ids(folder):
-            if not any(text in known for _, text in TOKEN_KEYS.values()):
-                continue
-            missing = [text for _, text in TOKEN_KEYS.values() if text not in known]
-            if missing:
-                raise ValueError(f"{path}: the tokenizer has no {', '.join(missing)}")
-            ids = {field: known[text] for field, (_, text) in TOKEN_KEYS.items()}
-            break
-    tokens = TokenConfig(**ids)
-    for other, known in _tokenizer_ids(folder):
-        for field, (_, text) in TOKEN_KEYS.items():
-            if known.get(text, getattr(tokens, field)) != getattr(tokens, field):
-                raise ValueError(
-                    f"{other}: {text} is {known[text]}, but {path.name} says "
-                    f"{getattr(tokens, field)}: the tokenizer is not this model's"
-                )
-    for field, (_, text) in TOKEN_KEYS.items():
-        if not 0 <= getattr(tokens, field) < vocab_size:
-            source = path if ids else "Qwen2.5's default (the folder names no special tokens)"
-            raise ValueError(
-                f"{source}: {text} is {getattr(tokens, field)}, but llm_config.json in {folder} "
-                f"says vocab_size {vocab_size}"
-            )
-    return tokens
-
-
-def tokenizer_file(folder: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder's tokenizer.json, or None."""
-    path = pathlib.Path(folder) / "tokenizer.json"
-    return path if path.is_file() else None
 
 
 def to_files(config: ModelConfig) -> dict[str, dict]:
@@ -203,8 +150,8 @@ def to_files(config: ModelConfig) -> dict[str, dict]:
             "layer_norm_eps": vit.norm_eps,
             **FIXED["vit_config.json"],
         },
-        "special_tokens.json": {
-            key: getattr(config.tokens, field) for field, (key, _) in TOKEN_KEYS.items()
+        tokenizer.STATED: {
+            key: getattr(config.tokens, field) for field, (key, _) in tokenizer.KEYS.items()
         },
     }
 
@@ -226,7 +173,7 @@ def to_vae_config(values: Mapping[str, Any], where: pathlib.Path) -> VaeConfig:
     Raises:
       ValueError: a key is missing or of the wrong type.
     """
-    found = {field: _number(values, key, where) for field, key in VAE_KEYS.items()}
+    found = {field: json_files.number(values, key, where) for field, key in VAE_KEYS.items()}
     multipliers = values.get("ch_mult")
     if not isinstance(multipliers, list) or not all(isinstance(m, int) for m in multipliers):
         raise ValueError(f"{where}: vae_config.ch_mult is {multipliers!r}, expected whole numbers")
@@ -242,7 +189,8 @@ def to_llm_config(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:
     _check_fixed("llm_config.json", values, where)
     defaults = {"rope_theta": LlmConfig.rope_theta, "norm_eps": LlmConfig.norm_eps}
     found = {
-        field: _number(values, key, where, defaults.get(field)) for field, key in LLM_KEYS.items()
+        field: json_files.number(values, key, where, defaults.get(field))
+        for field, key in LLM_KEYS.items()
     }
     if found["model_dim"] % found["query_heads"]:
         raise ValueError(
@@ -259,16 +207,16 @@ def to_vit_config(values: Mapping[str, Any], where: pathlib.Path) -> VitConfig:
       ValueError: a key is missing, of the wrong type, or asks for what is not done here.
     """
     _check_fixed("vit_config.json", values, where)
-    found = {field: _number(values, key, where) for field, key in VIT_KEYS.items()}
-    layers = _number(values, "num_hidden_layers", where) - UNUSED_VIT_LAYERS
-    pixels = _number(values, "image_size", where)
+    found = {field: json_files.number(values, key, where) for field, key in VIT_KEYS.items()}
+    layers = json_files.number(values, "num_hidden_layers", where) - UNUSED_VIT_LAYERS
+    pixels = json_files.number(values, "image_size", where)
     if layers < 0:
         raise ValueError(f"{where}: num_hidden_layers is 0, but one layer is stored and never run")
     if pixels % found["patch"]:
         raise ValueError(
             f"{where}: image_size {pixels} is not a multiple of patch_size {found['patch']}"
         )
-    eps = _number(values, "layer_norm_eps", where, VitConfig.norm_eps)
+    eps = json_files.number(values, "layer_norm_eps", where, VitConfig.norm_eps)
     return VitConfig(**found, layers=layers, side=pixels // found["patch"], norm_eps=eps)
 
 
@@ -278,48 +226,14 @@ def _check_fixed(name: str, values: Mapping[str, Any], where: pathlib.Path) -> N
             raise ValueError(f"{where}: {key} is {values[key]!r}; only {value!r} is supported")
 
 
-def _tokenizer_ids(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, dict[str, int]]]:
-    """Yields each tokenizer file of the folder with the ids it states, best first."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        values = read_json(path)
-        added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-        yield path, {**(values.get("model", {}).get("vocab") or {}), **added}
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        decoder = read_json(path).get("added_tokens_decoder") or {}
-        yield path, {token["content"]: int(number) for number, token in decoder.items()}
-    path = folder / "added_tokens.json"
-    if path.is_file():
-        yield path, read_json(path)
-
-
 def _part(folder: pathlib.Path, name: str, main: Mapping[str, Any]) -> dict[str, Any]:
     """Reads `<name>.json`, or the group of that name inside config.json."""
     path = folder / f"{name}.json"
     if path.is_file():
-        return read_json(path)
+        return json_files.read(path)
     if isinstance(main.get(name), dict):
         return main[name]
     raise ValueError(
         f"{path}: missing, and config.json has no {name}; expected a BAGEL folder with "
         "llm_config.json, vit_config.json, ema.safetensors and ae.safetensors"
     )
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; ValueError where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: found {type(values).__name__}, expected a JSON object")
-    return values
-
-
-def _number(values: Mapping[str, Any], key: str, where: pathlib.Path, default=None):
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{where}: {key} is {value!r}, expected a number")
-    return value

@@ -1,4 +1,4 @@
-"""BAGEL's weights as our parameters and back, exactly.
+"""BAGEL's weights as our parameters, exactly: what fits, and the whole tree at once.
 
 `names.TABLE` says which tensor goes where; here it is applied to a folder. Nothing is skipped:
 every tensor of the files is used once and every parameter filled once, or one error lists what is
@@ -8,19 +8,15 @@ not.
 from __future__ import annotations
 
 import functools
-import json
 import math
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from inset_jax.checkpoint import autoencoder, bagel, differences, names, tensors
+from inset_jax.checkpoint import autoencoder, bagel, differences, errors, names, tensors
 from inset_jax.core.config import ModelConfig
 
 KEEP = "keep"  # dtype: whatever the file has
@@ -113,61 +109,15 @@ def _read(
     links, foreign = names.links(wanted)
     assert set(foreign) <= {NULL_TABLE}, foreign
     check(where, source, links, config, wanted)
-    params, broken = {}, []
+    params: dict[str, np.ndarray] = {}
+    broken: dict[str, int] = {}
     for path, shape in wanted.items():
         if path not in foreign:
             rows = names.from_path(path, shape)
             params[path] = _fill(source, rows, shape, dtype, broken)
     if broken:
-        lines = [f"  not finite: {name} ({count} numbers)" for name, count in broken]
-        raise ValueError("\n".join([f"{where}: {len(broken)} tensors are not finite", *lines]))
+        raise errors.not_finite(broken, where)
     return params
-
-
-def save_bagel(
-    folder: str | pathlib.Path,
-    params: Mapping[str, Any],
-    config: ModelConfig,
-    side_files: str | pathlib.Path | None = None,
-) -> None:
-    """Writes parameters as a BAGEL-format folder, in the dtypes they have.
-
-    The folder appears whole or not at all: it is written beside its name and then renamed.
-
-    Args:
-      folder: must not exist, or be empty.
-      params: {"model", "vae"}, JAX or NumPy arrays.
-      config: of these parameters.
-      side_files: a folder whose other files (configs, tokenizer) are copied as they are; without
-        it, the JSON files are written from `config`.
-
-    Raises:
-      ValueError: the folder is not empty, BAGEL's format cannot hold the model, or the parameters
-        are not the config's.
-    """
-    folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: exists already; choose a new folder")
-    files = bagel.to_files(config)
-    leaves = names.flatten(params)
-    wanted = shapes(config)
-    problems = differences.shapes({path: np.shape(leaf) for path, leaf in leaves.items()}, wanted)
-    if problems:
-        raise ValueError("\n".join(["the parameters are not those of the config:", *problems]))
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for part, name in (("model", tensors.MODEL_FILES[0]), ("vae", tensors.VAE_FILES[0])):
-        inside = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")}
-        _write(unfinished / name, inside)
-    if side_files is None:
-        for name, values in files.items():
-            (unfinished / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    else:
-        for path in sorted(pathlib.Path(side_files).iterdir()):
-            if path.is_file() and ".safetensors" not in path.name:
-                shutil.copyfile(path, unfinished / path.name)
-    os.replace(unfinished, folder)
 
 
 def check(
@@ -267,22 +217,36 @@ def _linear_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def only_dtype(name: str, found: set[np.dtype]) -> np.dtype:
+    """Returns the dtype of a parameter, given those of its layers.
+
+    Args:
+      name: of the first layer's tensor.
+
+    Raises:
+      ValueError: there are several.
+    """
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} and its siblings of other layers have several dtypes "
+            f"({', '.join(sorted(map(str, found)))}), but are one parameter here: choose one dtype"
+        )
+    return next(iter(found))
+
+
 def _fill(
     source: tensors.Tensors,
     rows: tuple[names.Link, ...],
     shape: tuple[int, ...],
     dtype: str,
-    broken: list[tuple[str, int]],
+    broken: dict[str, int],
 ) -> np.ndarray:
     """Reads one parameter, slice by slice; notes tensors that are not finite in `broken`."""
-    kinds = {source[link.source].dtype for link in rows}
-    if dtype == KEEP and len(kinds) > 1:
-        raise ValueError(
-            f"{rows[0].source} and its siblings of other layers have several dtypes "
-            f"({', '.join(sorted(map(str, kinds)))}), but are one parameter here: choose a dtype"
-        )
-    target = kinds.pop() if dtype == KEEP else np.dtype(getattr(ml_dtypes, dtype, dtype))
-    parameter = np.empty(shape, target)
+    if dtype == KEEP:
+        kind = only_dtype(rows[0].source, {source[link.source].dtype for link in rows})
+    else:
+        kind = tensors.numpy_dtype(dtype)
+    parameter = np.empty(shape, kind)
     for link in rows:
         tensor = source.read(link.source)
         if link.source == names.PATCH_WEIGHT and tensor.ndim == 4:
@@ -290,16 +254,5 @@ def _fill(
         part = parameter if link.layer is None else parameter[link.layer]
         part[...] = names.to_ours(link, tensor)
         if bad := int(part.size - np.isfinite(part).sum()):
-            broken.append((link.source, bad))
+            broken[link.source] = bad
     return parameter
-
-
-def _write(file: pathlib.Path, leaves: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    found = {}
-    for path, leaf in leaves.items():
-        parameter = np.asarray(leaf)
-        for link in names.from_path(path, parameter.shape):
-            found[link.source] = np.ascontiguousarray(names.to_source(link, parameter))
-    save_file(found, file, metadata={"format": "pt"})  # the metadata PyTorch's reader asks for

@@ -8,7 +8,16 @@ import os
 import pathlib
 from typing import Any
 
-from inset_jax.checkpoint import bagel, names, parameters, place, provenance, tensors, unfinished
+from inset_jax.checkpoint import (
+    bagel,
+    convert,
+    names,
+    parameters,
+    place,
+    provenance,
+    tensors,
+    unfinished,
+)
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.progress import size
 from inset_jax.checkpoint.stored import Checkpoint
@@ -134,10 +143,14 @@ def _entry(number: int, entry: dict[str, Any]) -> list[str]:
     where = entry.get("folder", "")
     step = f", step {entry['step']}" if "step" in entry else ""
     lines = [f"  {number}. {entry['kind']} {where}{step}  {entry.get('time', '')}".rstrip()]
+    if tools := ", ".join(f"{name} {version}" for name, version in entry.get("tools", {}).items()):
+        lines.append(f"       {tools}")
     for file in entry.get("files", []):
         lines.append(f"       {file['sha256'][:16]}  {file['bytes']:>14,}  {file['name']}")
     for name, digest in entry.get("written", {}).get("sha256", {}).items():
         lines.append(f"       {digest[:16]}  written as {name}")
+    if entry.get("dtype", convert.KEEP) != convert.KEEP:
+        lines.append(f"       as {entry['dtype']}")
     if renamed := entry.get("renamed"):
         lines.append(f"       renamed by {', '.join(renamed['rules'])}: {renamed['tensors']}")
     if missing := entry.get("allowed_missing"):

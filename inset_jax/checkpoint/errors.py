@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 TELLING = (
     "No space left on device",
     "File too large",
@@ -17,6 +20,12 @@ class Damaged(ValueError):
 
 class Unwritable(ValueError):
     """The destination cannot take what is to be written."""
+
+
+def not_finite(broken: Mapping[str, int], where: str | os.PathLike) -> ValueError:
+    """Returns the error that names every tensor with infinite numbers or none; counts by name."""
+    lines = [f"  not finite: {name} ({count} numbers)" for name, count in broken.items()]
+    return ValueError("\n".join([f"{where}: {len(broken)} tensors are not finite", *lines]))
 
 
 def reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """What makes written parameters a checkpoint: Orbax's descriptions, our meta and digests, the name.
 
     <target>/0/...                  the step, as `store` reads it
-    <target>/tokenizer.json         as `store.keep_tokenizer` puts it
+    <target>/tokenizer.json         as `tokenizer.keep` puts it
     <target>/bagel/files/...        the source's other files, byte by byte
     <target>/bagel/headers/<file>   the headers of its safetensors files, for the way back
 

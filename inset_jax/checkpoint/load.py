@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from inset_jax.checkpoint import bagel, convert, differences, names
+from inset_jax.checkpoint import bagel, convert, differences, names, tokenizer
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core.config import ModelConfig
 
@@ -53,7 +53,7 @@ def load_any(
         places = shardings(config, mesh)
         params = {name: jax.device_put(leaves.pop(name), places[name]) for name in list(leaves)}
         info = {"kind": "bagel", "path": str(path), "step": None, "weights": weights, "meta": {}}
-        return Loaded(config, names.unflatten(params), bagel.tokenizer_file(path), info)
+        return Loaded(config, names.unflatten(params), tokenizer.find(path), info)
     return _load_step(path, mesh, weights, dtype)
 
 
@@ -76,7 +76,7 @@ def find_tokenizer(path: str | pathlib.Path) -> pathlib.Path | None:
     Raises:
       ValueError: as `load_any`, when there is no model.
     """
-    return bagel.tokenizer_file(path) if bagel.is_bagel(path) else _tokenizer(locate(path)[0])
+    return tokenizer.find(path) if bagel.is_bagel(path) else _tokenizer(locate(path)[0])
 
 
 def shardings(
@@ -145,6 +145,6 @@ def _load_step(
 
 def _tokenizer(directory: pathlib.Path) -> pathlib.Path | None:
     for folder in (directory, directory.parent):
-        if found := bagel.tokenizer_file(folder):
+        if found := tokenizer.find(folder):
             return found
     return None

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import collections
 import fnmatch
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from inset_jax.checkpoint import arrays, convert, fresh, names, tensors
@@ -36,8 +34,8 @@ class Feed(NamedTuple):
     """Where one BAGEL tensor comes from."""
 
     link: names.Link
-    source: str | None  # tensor of the files; None: made here
-    make: Callable[..., np.ndarray] | None = None  # the whole tensor, from the file's or from none
+    source: str | None  # tensor of the files; None: made here, by make(first row, last row + 1)
+    make: Callable[..., np.ndarray] | None = None  # otherwise: of the file's whole tensor
     how: str = ""  # in words, where it is no plain copy
 
 
@@ -168,7 +166,7 @@ def made(link: names.Link, wanted: Mapping[str, tuple[int, ...]], seed: int) -> 
     shape = names.source_shape(link, wanted[link.path])
     kernel = wanted.get(link.path.rpartition("/")[0] + "/kernel", shape)
     inputs = math.prod(kernel[-2:-1]) or 1  # of a linear layer; a convolution's are its channels
-    make = functools.partial(fresh.numbers, link.source, shape, inputs, seed)
+    make = fresh.Tensor(link.source, shape, inputs, seed).rows
     return Feed(link, None, make, fresh.words(link.source, seed))
 
 
@@ -187,11 +185,6 @@ def _filled(
 
 def _dtype(feeds: list[Feed], source: tensors.Tensors, dtype: str) -> np.dtype:
     if dtype != convert.KEEP and feeds[0].link.path.startswith("model/"):
-        return np.dtype(getattr(ml_dtypes, dtype, dtype))
+        return tensors.numpy_dtype(dtype)
     kinds = {source[feed.source].dtype for feed in feeds if feed.source is not None}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{feeds[0].link.source} and its siblings of other layers have several dtypes "
-            f"({', '.join(sorted(map(str, kinds)))}), but are one parameter here: choose a --dtype"
-        )
-    return kinds.pop() if kinds else np.dtype(np.float32)
+    return convert.only_dtype(feeds[0].link.source, kinds) if kinds else np.dtype(np.float32)

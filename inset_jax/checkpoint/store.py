@@ -29,7 +29,6 @@ from inset_jax.core.config import ModelConfig
 FORMAT = 1  # of this layout, stored in meta
 ITEMS = ("params", "ema", "opt_state")
 META = "meta"
-TOKENIZER = "tokenizer.json"
 CHUNK_BYTES = 1 << 26  # largest piece that is written or read at once
 
 Tree = Any
@@ -278,27 +277,6 @@ def verify(directory: str | os.PathLike, step: int, item: str) -> None:
     found = digest.verify(epath.Path(directory) / str(step), item, share)
     if found:
         raise _damaged(directory, step, item, "; ".join(found[:3]))
-
-
-def keep_tokenizer(directory: str | os.PathLike, source: str | os.PathLike) -> None:
-    """Copies a tokenizer (file, or folder with tokenizer.json) beside the checkpoints.
-
-    Raises:
-      ValueError: there is none, or the folder holds another one already.
-    """
-    source, target = epath.Path(source), epath.Path(directory) / TOKENIZER
-    source = source / TOKENIZER if source.is_dir() else source
-    if not source.exists():
-        raise ValueError(f"{source}: there is no such file")
-    content = source.read_bytes()
-    if target.exists():
-        if target.read_bytes() != content:
-            raise ValueError(f"{target}: is another tokenizer than {source}; use a new folder")
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(TOKENIZER + ".unfinished")
-    unfinished.write_bytes(content)
-    unfinished.rename(target)
 
 
 def _check_shapes(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.checkpoint import arrays, hashes, names, tensors
+from inset_jax.checkpoint import arrays, errors, hashes, names, tensors
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.plan import Feed, Plan
 from inset_jax.checkpoint.progress import Progress
@@ -96,8 +96,7 @@ def pour(work: Work) -> dict[str, str]:
         finally:
             pool.shutdown(cancel_futures=True)
     if broken:
-        lines = [f"  not finite: {name} ({count} numbers)" for name, count in broken.items()]
-        raise ValueError("\n".join([f"{len(broken)} tensors are not finite", *lines]))
+        raise errors.not_finite(broken, work.source.files[0].parent)
     return {str(path): sha for path, sha in found.items()}
 
 
@@ -109,7 +108,9 @@ def _all(
             yield feed, piece.start, piece.rows, piece.is_last
     for feed in plan.feeds:
         if feed.source is None and feed.link.source not in journal.done:
-            yield feed, 0, None, True
+            count, step = _count(plan, feed.link), _file_rows(plan, feed.link)
+            for start in range(0, count, step):
+                yield feed, start, None, start + step >= count
 
 
 def _rows(plan: Plan, feeds: list[Feed]) -> int:
@@ -128,6 +129,11 @@ def _file_rows(plan: Plan, link: names.Link) -> int:
     return cut.file[_long(link)]
 
 
+def _count(plan: Plan, link: names.Link) -> int:
+    """Rows of a BAGEL tensor."""
+    return names.source_shape(link, plan.cuts[link.path].shape)[0]
+
+
 def _long(link: names.Link) -> int:
     """The dim of the parameter that a BAGEL tensor's rows lie along."""
     return -1 if link.transform == "linear" else 0 if link.layer is None else 1
@@ -142,8 +148,10 @@ def _put(
       the files, and how many numbers are not finite (then nothing is written).
     """
     link, dtype = feed.link, plan.dtype(feed)
-    if feed.make is not None:
-        numbers = feed.make() if numbers is None else feed.make(numbers)
+    if numbers is None:
+        numbers = feed.make(start, min(start + _file_rows(plan, link), _count(plan, link)))
+    elif feed.make is not None:
+        numbers = feed.make(numbers)
     bad = count_broken(numbers)
     if not bad and numbers.dtype != dtype:
         with np.errstate(over="ignore"):  # counted instead

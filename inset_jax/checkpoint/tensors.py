@@ -31,6 +31,11 @@ DTYPES = {  # as safetensors writes them
 }
 
 
+def numpy_dtype(name: str) -> np.dtype:
+    """Returns the dtype of a name as NumPy prints it: "float32", "bfloat16", ..."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
 class Tensor(NamedTuple):
     """What a file's header says of one tensor."""
 
@@ -184,7 +189,7 @@ def part_files(
             if file.is_file():
                 return [file], None
             index = file.with_name(file.name + INDEX)
-            if index.is_file():
+            if index.is_file() and not (stem == "model" and _is_of_ema(index)):
                 return _shards(folder, index), index
     first = [stem + SUFFIXES[0] for stem in stems if stem != "pytorch_model"]
     wanted = " or ".join((*first, first[-1] + INDEX))
@@ -202,6 +207,11 @@ def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
         if not file.is_file():
             raise ValueError(f"{index}: names {file.name}, which is missing from {folder}")
     return files
+
+
+def _is_of_ema(index: pathlib.Path) -> bool:
+    """Whether an index is of averaged weights, as the one in BAGEL's release is."""
+    return {name.partition(".")[0] for name in _weight_map(index).values()} <= set(STEMS["ema"])
 
 
 def _check_index(index: pathlib.Path, tensors: Tensors) -> None:

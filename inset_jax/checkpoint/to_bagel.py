@@ -19,7 +19,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 import inset_jax
@@ -27,7 +26,7 @@ from inset_jax.checkpoint import bagel, convert, errors, finish, names, place, p
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.stored import Checkpoint
 from inset_jax.checkpoint.streaming import count_broken
-from inset_jax.checkpoint.tensors import DTYPES
+from inset_jax.checkpoint.tensors import DTYPES, numpy_dtype
 from inset_jax.checkpoint.to_orbax import Manner
 from inset_jax.checkpoint.unfinished import Journal
 
@@ -42,6 +41,15 @@ class File(NamedTuple):
     header: bytes  # JSON with padding
     offsets: dict[str, int]  # tensor -> first byte in the file, in that order
     bytes: int
+
+
+class Part(NamedTuple):
+    """Some rows of one tensor."""
+
+    name: str
+    start: int
+    stop: int
+    known: bool  # written and verified by an earlier run
 
 
 class Options(NamedTuple):
@@ -141,7 +149,7 @@ def _file(name: str, header: bytes) -> File:
 
 def _dtype(source: Checkpoint, name: str, options: Options) -> np.dtype:
     if options.dtype != convert.KEEP and source[name].link.path.startswith("model/"):
-        return np.dtype(getattr(ml_dtypes, options.dtype, options.dtype))
+        return numpy_dtype(options.dtype)
     return source[name].dtype
 
 
@@ -178,6 +186,7 @@ class _Writer:
         self.source, self.target, self.files = source, target, files
         self.options, self.manner = options, manner
         self.handle: int | None = None
+        self.broken: dict[str, int] = collections.Counter()  # tensor -> numbers that are not finite
 
     def run(self, side: dict[str, bytes]) -> dict[str, Any]:
         """Writes everything; returns what the report says of it."""
@@ -206,6 +215,8 @@ class _Writer:
             for file in self.files:
                 sha256[file.name] = self._write(file)
                 self.journal.flush()
+            if self.broken:
+                raise errors.not_finite(self.broken, source.path)
             self._finish(side, sha256)
         finally:
             self.journal.flush()
@@ -247,10 +258,8 @@ class _Writer:
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             queue: collections.deque = collections.deque()
             try:
-                for name, start, stop in self._parts(file):
-                    known = name in self.journal.done
-                    call = (lambda *_: None) if known else self._read
-                    queue.append((name, start, stop, known, pool.submit(call, name, start, stop)))
+                for part in self._parts(file):
+                    queue.append((part, pool.submit(self._read, part)))
                     if len(queue) > jobs:
                         self._settle(file, digest, *queue.popleft())
                 while queue:
@@ -258,29 +267,36 @@ class _Writer:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _parts(self, file: File) -> Iterator[tuple[str, int, int]]:
+    def _parts(self, file: File) -> Iterator[Part]:
         for name in file.offsets:
             count, at_once = self.source[name].rows, self.source.rows_at_once(name)
             for start in range(0, count, at_once):
-                yield name, start, min(start + at_once, count)
+                stop = min(start + at_once, count)
+                yield Part(name, start, stop, name in self.journal.done)
 
-    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        numbers = self.source.rows(name, start, stop)
-        dtype = _dtype(self.source, name, self.options)
+    def _read(self, part: Part) -> tuple[np.ndarray | None, int]:
+        """Returns a part as it is to be written, and how many of its numbers are not finite."""
+        if part.known:
+            return None, 0
+        numbers = self.source.rows(part.name, part.start, part.stop)
+        dtype = _dtype(self.source, part.name, self.options)
         if numbers.dtype != dtype:
             with np.errstate(over="ignore"):  # counted instead
                 numbers = numbers.astype(dtype)
-        if bad := count_broken(numbers):
-            raise ValueError(f"{name} is not finite as {dtype} ({bad} numbers)")
-        return numbers
+        return numbers, count_broken(numbers)
 
-    def _settle(self, file: File, digest, name: str, start: int, stop: int, known: bool, future):
+    def _settle(self, file: File, digest, part: Part, future: concurrent.futures.Future) -> None:
         """Writes what was read, reads it back and hashes it, in the order of the file."""
+        numbers, bad = future.result()
+        name, start, stop, known = part
+        if bad:
+            self.broken[name] += bad
+        if self.broken:
+            return  # the work is lost: the rest is only looked at, to name all that is wrong
         entry = self.source[name]
         row = int(np.prod(entry.shape[1:], dtype=np.int64))
         row *= _dtype(self.source, name, self.options).itemsize
         offset, size = file.offsets[name] + start * row, (stop - start) * row
-        numbers = future.result()
         data = None if known else numbers.reshape(-1).view(np.uint8)
         if not known:
             _write_all(self.handle, memoryview(data), offset)

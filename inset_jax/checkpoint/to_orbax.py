@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import inset_jax
-from inset_jax.checkpoint import arrays, bagel, finish, names, provenance, streaming, tensors
+from inset_jax.checkpoint import (
+    arrays,
+    bagel,
+    finish,
+    names,
+    provenance,
+    streaming,
+    tensors,
+    tokenizer,
+)
 from inset_jax.checkpoint import plan as plans
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.plan import Options, Plan
@@ -124,8 +133,8 @@ def side_files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     """
     for path in beside(folder):
         yield f"{finish.FILES}/{path.relative_to(folder).as_posix()}", path.read_bytes()
-    if (file := bagel.tokenizer_file(folder)) is not None:
-        yield "tokenizer.json", file.read_bytes()
+    if (content := tokenizer.content(folder)) is not None:
+        yield tokenizer.FILE, content
 
 
 def beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -100,9 +100,9 @@ class Journal:
     def close(self) -> None:
         """Ends the work: from now on the place is what it says."""
         self.target.remove(JOURNAL)
+        if self.target.local is not None and (folder := self.target.local / JOURNAL).is_dir():
+            folder.rmdir()
         self.target.remove(MARKER)
-        if self.target.local is not None:
-            (self.target.local / JOURNAL).rmdir()
         self.release()
 
     def release(self) -> None:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from inset_jax.checkpoint import autoencoder, bagel, load, store
+from inset_jax.checkpoint import autoencoder, load, store, tokenizer
 from inset_jax.core import checks, overrides
 from inset_jax.core import mesh as meshes
 from inset_jax.core.config import Config, edit
@@ -71,7 +71,7 @@ def run(config: Config, workdir: pathlib.Path, preview: Preview | None = None) -
     mesh = meshes.build(config.mesh)
     start.check_mesh(config, mesh)
     with jax.set_mesh(mesh), store.Store(directory, config.run.keep) as saver:
-        store.keep_tokenizer(directory, config.data.tokenizer)
+        tokenizer.keep(directory, config.data.tokenizer)
         return _Run(config, workdir, mesh, saver, preview).go()
 
 
@@ -86,7 +86,7 @@ def with_tokenizer(config: Config, directory: pathlib.Path) -> Config:
     places = [directory, *([pathlib.Path(p) for p in [config.run.init_from] if p])]
     for place in places:
         for folder in (place, place.parent):
-            found = bagel.tokenizer_file(folder)
+            found = tokenizer.find(folder)
             if found:
                 return edit(config, data__tokenizer=str(found))
     raise ValueError(

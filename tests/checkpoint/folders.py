@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from inset_jax.checkpoint import to_bagel, to_orbax
+from inset_jax.checkpoint import to_bagel, to_orbax, tokenizer
 from inset_jax.checkpoint.plan import Options
 from inset_jax.checkpoint.to_orbax import Manner
 
@@ -46,9 +46,21 @@ def shard(folder, count=3):
     return files
 
 
+def write_tokenizer(folder, ids=(500, 501, 502, 503), name="tokenizer.json"):
+    """Writes a tokenizer's file that states the ids of the special tokens and nothing else."""
+    pairs = list(zip(ids, (word for _, word in tokenizer.KEYS.values())))
+    decoder = {str(number): {"content": word} for number, word in pairs}
+    values = {
+        "tokenizer.json": {"added_tokens": [{"id": n, "content": word} for n, word in pairs]},
+        "tokenizer_config.json": {"added_tokens_decoder": decoder},
+        "added_tokens.json": {word: number for number, word in pairs},
+    }[name]
+    (folder / name).write_text(json.dumps(values))
+
+
 def side_files(folder):
     """Adds files as a published folder has them."""
-    (folder / "tokenizer.json").write_text('{"added_tokens": []}')
+    write_tokenizer(folder)
     (folder / "preprocessor_config.json").write_text('{"a":  1}\n')
     (folder / "merges.txt").write_bytes(b"\xc4\xa0 t\r\n")
     (folder / "assets").mkdir()

@@ -44,29 +44,6 @@ def test_files_and_config_are_inverse(folder, tmp_path, tiny):
     assert bagel.config_from_bagel(tmp_path) == tiny[0]
 
 
-def test_special_ids_come_from_the_tokenizer(folder):
-    (folder / "special_tokens.json").unlink()
-    words = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
-    added = [{"id": 10 + i, "content": word} for i, word in enumerate(words)]
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps({"added_tokens": added, "model": {"vocab": {"a": 0}}}))
-    assert bagel.config_from_bagel(folder).tokens == TokenConfig(10, 11, 12, 13)
-    path.write_text(json.dumps({"added_tokens": added[:3], "model": {}}))
-    with pytest.raises(ValueError, match=r"tokenizer.json: the tokenizer has no <\|vision_end\|>"):
-        bagel.config_from_bagel(folder)
-    path.unlink()
-    decoder = {str(20 + i): {"content": word} for i, word in enumerate(words)}
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({"added_tokens_decoder": decoder}))
-    assert bagel.config_from_bagel(folder).tokens == TokenConfig(20, 21, 22, 23)
-
-
-def test_default_ids_outside_a_small_vocabulary_are_refused(folder):
-    (folder / "special_tokens.json").unlink()
-    with pytest.raises(ValueError, match=r"<\|im_start\|> is 151644, but .* vocab_size 512"):
-        bagel.config_from_bagel(folder)
-
-
 @pytest.mark.parametrize(
     "name, changes, message",
     [

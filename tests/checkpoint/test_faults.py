@@ -8,7 +8,7 @@ import pytest
 
 from inset_jax.checkpoint import arrays, finish, load, store, streaming
 from inset_jax.checkpoint.errors import Damaged, Unwritable
-from tests.checkpoint.folders import FOLDER, change, inward
+from tests.checkpoint.folders import FOLDER, change, inward, outward
 
 GATE = "language_model.model.layers.1.mlp.gate_proj.weight"
 
@@ -39,6 +39,22 @@ def test_numbers_that_are_not_finite_are_all_named_and_the_result_is_refused(fol
     assert "vae2llm.bias (2 numbers)" in str(error.value)
     with pytest.raises(ValueError, match="is unfinished"):
         load.load_any(tmp_path / "orbax")
+
+
+def test_what_is_not_finite_on_the_way_back_is_all_named(folder, tmp_path):
+    def grow(found):
+        found[GATE][3, 5] = 1e6  # too large for float16
+        found["vae2llm.bias"][:2] = -1e7
+
+    change(folder, grow)
+    inward(folder, tmp_path / "orbax")
+    with pytest.raises(ValueError, match="orbax: 2 tensors are not finite") as error:
+        outward(tmp_path / "orbax", tmp_path / "back", dtype="float16")
+    assert f"{GATE} (1 numbers)" in str(error.value)
+    assert "vae2llm.bias (2 numbers)" in str(error.value)
+    assert not list((tmp_path / "back").glob("*.safetensors"))
+    with pytest.raises(ValueError, match="is unfinished"):
+        load.load_any(tmp_path / "back")
 
 
 def test_a_number_too_large_for_the_dtype_is_named(folder, tmp_path):

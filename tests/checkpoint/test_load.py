@@ -12,6 +12,7 @@ from inset_jax.checkpoint import load, names, provenance, store
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core.config import MeshConfig
 from tests import devices
+from tests.checkpoint.folders import write_tokenizer
 
 
 def equal(a, b):
@@ -39,7 +40,7 @@ def run(tmp_path_factory, tiny):
 
 
 def test_a_bagel_folder_and_its_checkpoint_are_the_same_model(folder, run, tiny):
-    (folder / "tokenizer.json").write_text('{"added_tokens": []}')
+    write_tokenizer(folder)
     one, two = load.load_any(folder), load.load_any(run, weights="params")
     assert one.config == two.config == tiny[0] == load.read_config(run) == load.read_config(folder)
     assert equal(one.params, two.params) and equal(one.params, tiny[1])

@@ -244,20 +244,6 @@ def test_a_save_killed_half_way_is_never_taken_for_complete(tmp_path, state):
     assert same(store.restore(tmp_path, shapes(state)), state)
 
 
-def test_the_tokenizer_is_copied_once_and_never_replaced(tmp_path):
-    source, directory = tmp_path / "source", tmp_path / "run"
-    source.mkdir()
-    with pytest.raises(ValueError, match=r"tokenizer.json: there is no such file"):
-        store.keep_tokenizer(directory, source)
-    (source / "tokenizer.json").write_text("{}")
-    store.keep_tokenizer(directory, source)
-    store.keep_tokenizer(directory, source / "tokenizer.json")
-    assert (directory / "tokenizer.json").read_text() == "{}"
-    (source / "tokenizer.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match="is another tokenizer than"):
-        store.keep_tokenizer(directory, source)
-
-
 def test_an_optimizer_state_is_plain_on_disk(state):
     tree = plain.to_plain(state["opt_state"])
     found = plain.paths(state["opt_state"])
