@@ -24,8 +24,14 @@ class Unwritable(ValueError):
 
 def not_finite(broken: Mapping[str, int], where: str | os.PathLike) -> ValueError:
     """Returns the error that names every tensor with infinite numbers or none; counts by name."""
-    lines = [f"  not finite: {name} ({count} numbers)" for name, count in broken.items()]
-    return ValueError("\n".join([f"{where}: {len(broken)} tensors are not finite", *lines]))
+    lines = [f"  not finite: {name} ({counted(n, 'number')})" for name, n in broken.items()]
+    first = f"{where}: {counted(len(broken), 'tensor')} not finite"
+    return ValueError("\n".join([first, *lines]))
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns "1 number", "2 numbers"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def reason(error: BaseException) -> str:

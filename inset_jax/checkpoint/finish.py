@@ -21,6 +21,7 @@ from typing import Any
 
 from inset_jax.checkpoint import arrays, digest, errors, place
 from inset_jax.checkpoint.place import Place
+from inset_jax.checkpoint.progress import size
 from inset_jax.checkpoint.streaming import Work
 
 STEP = "0"
@@ -118,5 +119,5 @@ def check_room(target: Place, needed: int) -> None:
     free = found.f_bavail * found.f_frsize
     if free < needed:
         raise errors.Unwritable(
-            f"{target.name}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free there"
+            f"{target.name}: {size(needed)} are needed, {size(free)} are free there"
         )

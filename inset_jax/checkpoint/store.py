@@ -312,12 +312,12 @@ def _read(directory: str | os.PathLike, step: int, item: str, tree: Tree) -> dic
         raise _damaged(directory, step, item, errors.reason(error)) from error
 
 
-def _damaged(directory: str | os.PathLike, step: int, item: str, reason: str) -> ValueError:
+def _damaged(directory: str | os.PathLike, step: int, item: str, reason: str) -> errors.Damaged:
     older = [other for other in steps(directory) if other < step]
     hint = "; there is no earlier step"
     if older:
         hint = f"; remove {epath.Path(directory) / str(step)} to go back to step {older[-1]}"
-    return ValueError(f"{directory}: {item} of step {step} is damaged ({reason}){hint}")
+    return errors.Damaged(f"{directory}: {item} of step {step} is damaged ({reason}){hint}")
 
 
 def versions() -> dict[str, str]:

@@ -250,6 +250,29 @@ def _open(file: pathlib.Path):
     return SafeFile(file)
 
 
+def _length_fault(file: pathlib.Path) -> str | None:
+    """Says in words which length of a safetensors file is wrong; None where it is none of them."""
+    if not file.is_file():
+        return "it is missing"
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"its first 8 bytes say a header of {length} bytes, the file has {size}"
+        try:
+            entries = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name[:2] != "__"]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return f"its first {length + 8} bytes are no header"
+    described = 8 + length + max(ends, default=0)
+    short = "cut short" if size < described else "something follows"
+    return (
+        f"its header describes {described} bytes, it has {size}: {short}"
+        if size != described
+        else None
+    )
+
+
 def _checked_header(file: pathlib.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Returns shape and dtype of each tensor, once the library has checked header and length."""
     from safetensors import SafetensorError, safe_open
@@ -261,11 +284,8 @@ def _checked_header(file: pathlib.Path) -> dict[str, tuple[tuple[int, ...], np.d
                 part = handle.get_slice(name)
                 entries[name] = tuple(part.get_shape()), part.get_dtype()
     except (SafetensorError, OSError) as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-        raise Damaged(
-            f"{file}: damaged or no safetensors file ({size}): {reason}; copy it again"
-        ) from error
+        reason = _length_fault(file) or str(error)
+        raise Damaged(f"{file}: damaged or no safetensors file: {reason}; copy it again") from error
     for name, (_, dtype) in entries.items():
         if dtype not in DTYPES:
             raise ValueError(f"{file}: {name} is {dtype}, expected one of {', '.join(DTYPES)}")

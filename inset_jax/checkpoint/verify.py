@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inset_jax.checkpoint import bagel, differences, place, tensors
+from inset_jax.checkpoint.errors import counted
 from inset_jax.checkpoint.progress import Progress
 from inset_jax.checkpoint.stored import Checkpoint
 
@@ -69,7 +70,7 @@ def _one(a, b, name: str, progress: Progress) -> Result:
         unequal, largest = unequal + count, max(largest, apart)
         progress.add(one.nbytes)
     if unequal:
-        phrases.append(f"{unequal} numbers differ")
+        phrases.append(f"{counted(unequal, 'number')} unequal")
     return Result(name, "; ".join(phrases), largest)
 
 

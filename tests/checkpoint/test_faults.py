@@ -33,9 +33,9 @@ def test_numbers_that_are_not_finite_are_all_named_and_the_result_is_refused(fol
         found["vae2llm.bias"][:2] = -np.inf
 
     change(folder, spoil)
-    with pytest.raises(ValueError, match="2 tensors are not finite") as error:
+    with pytest.raises(ValueError, match="2 tensors not finite") as error:
         inward(folder, tmp_path / "orbax")
-    assert f"{GATE} (1 numbers)" in str(error.value)
+    assert f"{GATE} (1 number)" in str(error.value)
     assert "vae2llm.bias (2 numbers)" in str(error.value)
     with pytest.raises(ValueError, match="is unfinished"):
         load.load_any(tmp_path / "orbax")
@@ -48,9 +48,9 @@ def test_what_is_not_finite_on_the_way_back_is_all_named(folder, tmp_path):
 
     change(folder, grow)
     inward(folder, tmp_path / "orbax")
-    with pytest.raises(ValueError, match="orbax: 2 tensors are not finite") as error:
+    with pytest.raises(ValueError, match="orbax: 2 tensors not finite") as error:
         outward(tmp_path / "orbax", tmp_path / "back", dtype="float16")
-    assert f"{GATE} (1 numbers)" in str(error.value)
+    assert f"{GATE} (1 number)" in str(error.value)
     assert "vae2llm.bias (2 numbers)" in str(error.value)
     assert not list((tmp_path / "back").glob("*.safetensors"))
     with pytest.raises(ValueError, match="is unfinished"):
@@ -59,7 +59,7 @@ def test_what_is_not_finite_on_the_way_back_is_all_named(folder, tmp_path):
 
 def test_a_number_too_large_for_the_dtype_is_named(folder, tmp_path):
     change(folder, lambda found: found["vae2llm.bias"].__setitem__(0, 1e6))
-    with pytest.raises(ValueError, match=r"vae2llm.bias \(1 numbers\)"):
+    with pytest.raises(ValueError, match=r"vae2llm.bias \(1 number\)"):
         inward(folder, tmp_path / "orbax", dtype="float16")
 
 
@@ -147,7 +147,7 @@ def test_too_little_room_is_said_before_the_work(folder, tmp_path, monkeypatch):
     real = os.statvfs(tmp_path)
     few = os.statvfs_result([*real[:4], 10, *real[5:]])  # ten free blocks
     monkeypatch.setattr(os, "statvfs", lambda path: few)
-    with pytest.raises(Unwritable, match=r"0.07 GB are needed, 0.00 GB are free"):
+    with pytest.raises(Unwritable, match=r"[0-9.]+ MB are needed, [0-9.]+ kB are free"):
         inward(folder, tmp_path / "orbax")
 
 

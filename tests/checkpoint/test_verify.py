@@ -35,7 +35,7 @@ def test_every_kind_of_difference_is_named(converted, folder):
     found = compare(converted, folder)
     by_name = {entry["name"]: entry for entry in found["different"]}
     assert found["equal"] == 287 - 5 and len(by_name) == 6
-    assert by_name[GATE]["found"] == "1 numbers differ"
+    assert by_name[GATE]["found"] == "1 number unequal"
     assert abs(by_name[GATE]["largest"] - 0.25) < 1e-6
     assert by_name["vae2llm.bias"]["largest"] == np.inf
     assert by_name["llm2vae.bias"]["found"].startswith("float32 in A, float16 in B; ")
@@ -49,7 +49,7 @@ def test_equal_numbers_of_other_bits_are_not_equal(folder, tmp_path):
     inward(folder, tmp_path / "orbax")
     change(folder, lambda found: found["vae2llm.bias"].__setitem__(0, -0.0))
     found = compare(tmp_path / "orbax", folder)
-    assert [entry["found"] for entry in found["different"]] == ["1 numbers differ"]
+    assert [entry["found"] for entry in found["different"]] == ["1 number unequal"]
     assert found["largest_difference"] == 0
 
 
