@@ -139,7 +139,7 @@ def kill_often(way, source, root, count):
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
-@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_is_refused_and_goes_on(way, count, converted, tmp_path):
     source = FOLDER if way == "in" else converted
     own = os.environ | {"JAX_PLATFORMS": "cpu"}
