@@ -277,6 +277,7 @@ def _mesh(text: str) -> tuple[tuple[str, int], ...]:
 
 def _tell(args: argparse.Namespace, report: dict[str, Any]) -> int:
     """Prints what a conversion has done."""
+    from inset_jax.checkpoint import describe
     from inset_jax.checkpoint.progress import clock, size
 
     if args.json:
@@ -284,13 +285,8 @@ def _tell(args: argparse.Namespace, report: dict[str, Any]) -> int:
         return DONE
     verb = "would write" if args.dry_run else "wrote"
     print(f"{verb} {report['tensors']} tensors, {size(report['bytes'])}, to {report['target']}")
-    for key, words in (("renamed", "renamed"), ("allowed_missing", "allowed to be missing")):
-        if key in report:
-            print(f"  {words}: {json.dumps(report[key])}")
-    for how, count in report.get("changed", {}).items():
-        print(f"  {count} tensors: {how}")
-    if aside := report.get("set_aside", {}).get("tensors"):
-        print(f"  {aside} tensors set aside: they belong to layers that BAGEL never runs")
+    for line in describe.notes(report):
+        print(f"  {line}")
     for file in report.get("not_converted", []):
         print(f"  not converted: {file}")
     if report.get("resumed"):

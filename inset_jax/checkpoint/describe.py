@@ -18,6 +18,7 @@ from inset_jax.checkpoint import (
     tensors,
     unfinished,
 )
+from inset_jax.checkpoint.errors import counted
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.progress import size
 from inset_jax.checkpoint.stored import Checkpoint
@@ -151,13 +152,21 @@ def _entry(number: int, entry: dict[str, Any]) -> list[str]:
         lines.append(f"       {digest[:16]}  written as {name}")
     if entry.get("dtype", convert.KEEP) != convert.KEEP:
         lines.append(f"       as {entry['dtype']}")
+    return lines + [f"       {line}" for line in notes(entry)]
+
+
+def notes(entry: dict[str, Any]) -> list[str]:
+    """Returns a line for all that a conversion did beside copying; of its report or provenance."""
+    lines = []
     if renamed := entry.get("renamed"):
-        lines.append(f"       renamed by {', '.join(renamed['rules'])}: {renamed['tensors']}")
+        tensors = counted(renamed["tensors"], "tensor")
+        lines.append(f"{tensors} renamed by {', '.join(renamed['rules'])}")
     if missing := entry.get("allowed_missing"):
-        lines.append(f"       allowed to be missing: {', '.join(missing['patterns'])}")
-        lines += [f"         {name}: {how}" for name, how in missing["filled"].items()]
-    for how, count in entry.get("changed", {}).items():
-        lines.append(f"       {count} tensors: {how}")
+        tensors = counted(len(missing["filled"]), "tensor")
+        lines.append(f"{tensors} filled, allowed to be missing by {', '.join(missing['patterns'])}")
+        lines += [f"  {name}: {how}" for name, how in missing["filled"].items()]
+    lines += [f"{counted(n, 'tensor')}: {how}" for how, n in entry.get("changed", {}).items()]
     if aside := entry.get("set_aside"):
-        lines.append(f"       {aside['tensors']} tensors set aside: {', '.join(aside['patterns'])}")
+        tensors = counted(aside["tensors"], "tensor")
+        lines.append(f"{tensors} set aside, never run: {', '.join(aside['patterns'])}")
     return lines
