@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests import devices
-from tests.checkpoint.folders import FOLDER
+from tests.checkpoint.folders import FOLDER, inward
 
 ON_EIGHT_DEVICES = """
 import sys, jax, numpy as np, tensorstore as ts
@@ -43,13 +43,15 @@ for sizes in ({"fsdp": 8}, {"fsdp": 4, "tensor": 2}):
     described = sum(len(arrays.zarr_json(cut)) for cut in cuts.values())
     extra = count() - before - needed
     print(sizes, "numbers", needed, "beside them", extra, "of index and descriptions")
-    assert 0 <= extra <= index + 8 * described + 200_000, (extra, index, described)
+    assert 0 <= extra <= index + 3 * described < whole / 10, (extra, index, described)
 print("same")
 """
 
 
-def test_eight_devices_get_every_number_and_read_each_byte_once(converted):
-    command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(converted), str(FOLDER)]
+def test_eight_devices_get_every_number_and_read_each_byte_once(tmp_path):
+    """Cut for these meshes: cut for a pod, so small a model would be half index."""
+    inward(FOLDER, tmp_path / "orbax", mesh=(("fsdp", 8), ("tensor", 2)))
+    command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "orbax"), str(FOLDER)]
     done = subprocess.run(
         command, env=os.environ | devices.several(8), capture_output=True, text=True
     )
