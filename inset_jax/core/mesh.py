@@ -6,8 +6,10 @@ decided here and nowhere else. With no mesh set (`jax.set_mesh`), every function
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,24 +38,70 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def build(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with the axes AXES over the devices.
+    """Returns a mesh with the axes AXES over the devices; "dcn" goes from slice to slice.
+
+    Inside a slice, the axes follow the chips' wires (`jax.make_mesh`). Where there are no slices,
+    groups of devices in the order of their numbers stand for them, so those of whole processes.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or do not fit their slices;
+        the nearest that do are named.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [getattr(config, axis) for axis in AXES]
+    asked = {axis: getattr(config, axis) for axis in AXES}
+    sizes = list(asked.values())
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh sizes {dict(zip(AXES, sizes))}: each is at least 1, one may be -1")
+        raise ValueError(f"mesh sizes {asked}: each is at least 1, one may be -1")
     known = math.prod(size for size in sizes if size != -1)
     sizes = [max(len(devices) // known, 1) if size == -1 else size for size in sizes]
+    slices = _slices(devices)
+    hint = lambda: " ".join(f"mesh.{axis}={size}" for axis, size in nearest(asked, slices).items())
     if math.prod(sizes) != len(devices):
         raise ValueError(
             f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are "
-            f"{len(devices)}: change one size or set it to -1"
+            f"{len(devices)}: change one size or set it to -1; the nearest that works is {hint()}"
         )
+    if sizes[0] % len(slices):
+        raise ValueError(
+            f"mesh.dcn={sizes[0]} does not fit {len(slices)} slices of {len(slices[0])} devices: "
+            f"the other axes would cross between slices; the nearest that works is {hint()}"
+        )
+    each = sizes[0] // len(slices)
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=np.asarray(devices))
+    inside = lambda own: jax.make_mesh(
+        (each, *sizes[1:]), AXES, axis_types=kinds, devices=np.asarray(own)
+    )
+    parts = [inside(own).devices for own in slices]
+    return Mesh(np.concatenate(parts), AXES, axis_types=kinds)
+
+
+def nearest(asked: Mapping[str, int], slices: Sequence[Sequence]) -> dict[str, int]:
+    """Returns sizes of AXES for these slices that differ least from those asked for.
+
+    Near is few doublings and halvings, over all axes; an axis of -1 may be of any size.
+    """
+    count = sum(len(own) for own in slices)
+    divisors = lambda number: [d for d in range(1, number + 1) if number % d == 0]
+    inside = count // len(slices)
+    found = []
+    for each, context in itertools.product(divisors(inside), repeat=2):
+        for tensor in divisors(inside // (each * context) if inside % (each * context) == 0 else 0):
+            fsdp = inside // (each * context * tensor)
+            sizes = dict(zip(AXES, (each * len(slices), fsdp, context, tensor)))
+            cost = sum(abs(math.log2(sizes[a] / n)) for a, n in asked.items() if n > 0)
+            found.append((round(cost, 6), each, context, tensor, sizes))
+    return min(found, key=lambda one: one[:-1])[-1]
+
+
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """Groups devices by the slice that they are in, in the order of its number; one at least."""
+    by_slice: dict[int, list] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    if len({len(own) for own in by_slice.values()}) > 1:
+        counts = {number: len(own) for number, own in sorted(by_slice.items())}
+        raise ValueError(f"slices of unequal sizes (slice: devices): {counts}")
+    return [by_slice[number] for number in sorted(by_slice)]
 
 
 def spec(
@@ -86,6 +134,59 @@ def spec(
 def sharding(mesh: Mesh, logical: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """Returns the sharding of an array with these logical names on this mesh."""
     return NamedSharding(mesh, spec(logical, shape, mesh))
+
+
+class Share(NamedTuple):
+    """Which of a step's packs a process works on."""
+
+    index: int  # which of `count` equal shares; processes that split a pack have the same one
+    count: int
+    rows: tuple[int, ...]  # where its packs lie in the global batch, ascending
+    is_first: bool  # whether no process of a lower number has the same share
+
+
+def share(mesh: Mesh, packs: int, process: int | None = None) -> Share:
+    """Returns the share of one process (default: this one) of the packs of a step.
+
+    A mesh follows the chips' wires, so a process's packs are wherever its devices stand in it.
+
+    Raises:
+      ValueError: the mesh gives processes packs that overlap in part.
+    """
+    process = jax.process_index() if process is None else process
+    split = sharding(mesh, ("pack",), (packs,))
+    rows: dict[int, set[int]] = {}
+    for device, (part,) in split.devices_indices_map((packs,)).items():
+        rows.setdefault(device.process_index, set()).update(range(packs)[part])
+    distinct = sorted({tuple(sorted(own)) for own in rows.values()})
+    if sum(len(own) for own in distinct) != packs or len({len(own) for own in distinct}) > 1:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: processes have parts of one another's packs; make "
+            "mesh.context x mesh.tensor a divisor or a multiple of the devices of a process"
+        )
+    mine = tuple(sorted(rows[process]))
+    first = min(number for number, own in rows.items() if tuple(sorted(own)) == mine)
+    return Share(distinct.index(mine), len(distinct), mine, first == process)
+
+
+def put(tree, shardings):
+    """Puts arrays that every process has whole onto a mesh; each sends its own devices' parts."""
+
+    def one(array, where):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def on_this_host(tree, mesh: Mesh) -> tuple[Mesh, dict]:
+    """Returns a mesh of this process's devices and the arrays of `mesh`, whole on each of them."""
+    if jax.process_count() > 1:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        whole = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
+        tree = jax.tree.map(lambda x: x.addressable_data(0), whole)
+    own = build(MeshConfig(), jax.local_devices())
+    return own, jax.device_put(tree, NamedSharding(own, PartitionSpec()))
 
 
 def constrain(array: jax.Array, logical: Sequence[str | None]) -> jax.Array:
