@@ -50,7 +50,11 @@ def told(fault, source, target, status, capsys):
     """Compares what was printed with the table."""
     line = capsys.readouterr().err.splitlines()[0]
     line = line.replace(str(source), "SRC").replace(str(target), "DST").removeprefix("error: ")
-    assert rows().get(fault) == (line, status), f"| {fault} | `{line}` | {status} |"
+    expected, expected_status = rows().get(fault, ("", None))
+    # the description holds the time of conversion, whose text is not always of one length
+    both = [re.sub(r"(meta/metadata) has \d+ bytes of \d+", r"\1", x) for x in (line, expected)]
+    assert both[0] == both[1], f"| {fault} | `{line}` | {status} |"
+    assert status == expected_status, f"| {fault} | `{line}` | {status} |"
 
 
 def cut_short(source, _):
