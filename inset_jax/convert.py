@@ -301,7 +301,8 @@ def _tell(args: argparse.Namespace, report: dict[str, Any]) -> int:
 
 def _fail(args: argparse.Namespace, error: Exception | str, status: int) -> int:
     if args.json:
-        print(json.dumps({"error": str(error), "status": status}))
+        tensors = getattr(error, "tensors", {})  # of errors.Unlike: all names
+        print(json.dumps({"error": str(error), "status": status, **tensors}))
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return status

@@ -88,6 +88,23 @@ def test_every_kind_of_failure_has_its_status(converted, folder, tmp_path, capsy
     assert run("verify", converted) == convert.REFUSED
 
 
+def test_of_many_tensors_json_names_all(folder, tmp_path, capsys):
+    gone = []
+    change(
+        folder,
+        lambda found: gone.extend(
+            n for n in [*found] if "_moe_gen" in n and found.pop(n) is not None
+        ),
+    )
+    assert len(gone) == 29
+    assert run("to-orbax", folder, tmp_path / "a", "--json") == convert.REFUSED
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert sorted(found["missing"]) == sorted(gone)
+    assert found["unexpected"] == found["misshapen"] == []
+    assert "missing: and 9 more" in found["error"] and "error:   missing: and 9 more" in err
+
+
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     from inset_jax.checkpoint import streaming
 

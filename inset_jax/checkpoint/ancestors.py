@@ -30,6 +30,7 @@ from inset_jax.checkpoint import (
     bagel,
     convert,
     differences,
+    errors,
     finish,
     json_files,
     names,
@@ -155,7 +156,8 @@ def plan_of(
         first = (
             f"{ancestors.llm}, {ancestors.vit}, {ancestors.vae}: not the tensors of these models"
         )
-        raise ValueError("\n".join([f"{first}:", *lines]))
+        wrong = differences.by_kind(found, expected)
+        raise errors.Unlike("\n".join([f"{first}:", *lines]), wrong)
     notes = {
         "changed": _by_words(feeds),
         "set_aside": {"tensors": len(aside), "patterns": list(ASIDE)},

@@ -139,7 +139,8 @@ def check(
         if (there := size.measure(found)) not in (None, size.here)
     ]
     first = f"{folder}: " + ("; ".join(unlike) or "the tensors are not those of the model")
-    raise ValueError("\n".join([first, *lines]))
+    wrong = differences.by_kind(found, expected)
+    raise errors.Unlike("\n".join([first, *lines]), wrong)
 
 
 class _Size(NamedTuple):

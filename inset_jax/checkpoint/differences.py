@@ -17,9 +17,7 @@ def shapes(found: Shapes, expected: Shapes) -> list[str]:
     A name that is missing on one side is paired with the most similar one that only the other side
     has: a renamed tensor is then seen at a glance.
     """
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    misshapen = [n for n in expected if n in found and tuple(found[n]) != tuple(expected[n])]
+    missing, extra, misshapen = by_kind(found, expected).values()
     return [
         *_listed("missing", missing, lambda name: near(name, extra or list(found))),
         *_listed("unexpected", extra, lambda name: near(name, missing or list(expected))),
@@ -29,6 +27,19 @@ def shapes(found: Shapes, expected: Shapes) -> list[str]:
             lambda name: f" is {list(found[name])}, expected {list(expected[name])}",
         ),
     ]
+
+
+def by_kind(found: Shapes, expected: Shapes) -> dict[str, list[str]]:
+    """Returns all the names that are "missing", "unexpected" and "misshapen"."""
+    return {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "misshapen": [
+            name
+            for name in expected
+            if name in found and tuple(found[name]) != tuple(expected[name])
+        ],
+    }
 
 
 def models(there, here, path: str = "") -> list[str]:

@@ -22,6 +22,15 @@ class Unwritable(ValueError):
     """The destination cannot take what is to be written."""
 
 
+class Unlike(ValueError):
+    """The tensors are not those of the model."""
+
+    def __init__(self, text: str, tensors: Mapping[str, list[str]]):
+        """`text` may name the first of many; `tensors` has all names by what is wrong with them."""
+        super().__init__(text)
+        self.tensors = tensors
+
+
 def not_finite(broken: Mapping[str, int], where: str | os.PathLike) -> ValueError:
     """Returns the error that names every tensor with infinite numbers or none; counts by name."""
     lines = [f"  not finite: {name} ({counted(n, 'number')})" for name, n in broken.items()]
