@@ -158,7 +158,7 @@ def way(request, there, whole):
 def test_a_disk_with_too_little_room(way, monkeypatch, capsys):
     command, source, target = way
     real = os.statvfs(target.parent)
-    few = os.statvfs_result([*real[:4], 10, *real[5:]])  # ten free blocks
+    few = os.statvfs_result([real[0], 4096, *real[2:4], 10, *real[5:]])  # ten free blocks
     monkeypatch.setattr(os, "statvfs", lambda path: few)
     status = convert.main([command, str(source), str(target), "--quiet"])
     told(f"too little room, {command}", source, target, status, capsys)
