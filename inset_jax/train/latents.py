@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inset_jax.core import mesh as meshes
 from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
 from inset_jax.data import image
@@ -34,10 +35,14 @@ def unit_range(images: jax.Array) -> jax.Array:
 
 
 class LatentWriter:
-    """Holds the autoencoder and one compiled encoder a picture size and group size."""
+    """Holds the autoencoder and one compiled encoder a picture size and group size.
 
-    def __init__(self, config: Config, params):
-        """params: the tree of the autoencoder."""
+    Each process encodes its own pictures on its own devices: which sizes and how many they are
+    differs between processes, so nothing here may span them.
+    """
+
+    def __init__(self, config: Config, params, mesh: jax.sharding.Mesh | None = None):
+        """params: the tree of the autoencoder; on a mesh of several processes, name the mesh."""
         definition, _ = vae.abstract(config.model.vae)
         dtype = jnp.dtype(config.compute.dtype)
         patch, samples = config.model.latents.patch, config.data.posterior == "sample"
@@ -47,7 +52,7 @@ class LatentWriter:
             model, images = vae.bind(definition, params), unit_range(images)
             return vae.patchify(model.encode(images, noise if samples else None, dtype), patch)
 
-        self._params = params
+        self._mesh, self.params = meshes.on_this_host(params, mesh)
         self._encode = jax.jit(encode)
 
     def __call__(self, pack: Pack, pictures: Sequence) -> Pack:
@@ -79,4 +84,6 @@ class LatentWriter:
         pictures = [*pictures, *[pictures[-1]] * (filled - len(pictures))]
         images = np.stack([p.image for p in pictures])
         noise = np.stack([p.posterior_noise for p in pictures])
-        return self._encode(self._params, images, noise)
+        split = meshes.sharding(self._mesh, ("pack", None, None, None), images.shape)
+        with jax.set_mesh(self._mesh):
+            return self._encode(self.params, *jax.device_put((images, noise), split))

@@ -8,6 +8,9 @@
 
 The state of the data is the number of updates: batch k belongs to update k, whatever happened
 before. So a run that was killed and started again goes on with the very same next batch.
+
+Every process of a run goes through the same steps at the same time and writes its part of the
+checkpoints; files, curves and lines on the terminal are those of process 0.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import jax
 import numpy as np
 
 from inset_jax.checkpoint import autoencoder, load, store, tokenizer
-from inset_jax.core import checks, overrides
+from inset_jax.core import checks, overrides, processes
 from inset_jax.core import mesh as meshes
 from inset_jax.core.config import Config, edit
 from inset_jax.data import pack as packing
@@ -33,7 +36,7 @@ from inset_jax.data.loader import HostBatch, Loader
 from inset_jax.model import inset
 from inset_jax.train import curves, faults, metrics, optim, start, step
 from inset_jax.train.latents import LatentWriter
-from inset_jax.train.signals import Signals
+from inset_jax.train.signals import Agreement, Signals
 
 # config, {"model", "vae"}, step, folder -> the pictures it wrote there
 Preview = Callable[[Config, dict[str, Any], int, pathlib.Path], Sequence[pathlib.Path]]
@@ -71,7 +74,8 @@ def run(config: Config, workdir: pathlib.Path, preview: Preview | None = None) -
     mesh = meshes.build(config.mesh)
     start.check_mesh(config, mesh)
     with jax.set_mesh(mesh), store.Store(directory, config.run.keep) as saver:
-        tokenizer.keep(directory, config.data.tokenizer)
+        if jax.process_index() == 0:
+            tokenizer.keep(directory, config.data.tokenizer)
         return _Run(config, workdir, mesh, saver, preview).go()
 
 
@@ -100,13 +104,19 @@ class _Run:
 
     def __init__(self, config: Config, workdir, mesh, saver: store.Store, preview: Preview | None):
         self.config, self.workdir, self.mesh, self.saver = config, workdir, mesh, saver
-        self.preview = preview
+        self.preview = preview if jax.process_count() == 1 else None
+        if preview and not self.preview:
+            print(
+                "no pictures are drawn during a run of several processes: inset_jax.generate does"
+            )
+        self.share = meshes.share(mesh, config.data.packs)
         self.training: Loader | None = None  # each is opened when it is first asked for
         self.validation: Loader | None = None
         begun = start.begin(config, mesh, workdir / load.CHECKPOINTS)
         self.state, self.vae, self.provenance = begun.state, begun.vae, begun.provenance
         self.first = int(self.state["step"])
-        self.reading = _with_digest(config, self.vae)
+        self.write_latents = LatentWriter(config, self.vae, mesh)
+        self.reading = _with_digest(config, self.write_latents.params)
         trained, frozen = optim.split(self.state["params"], config.optimizer.frozen)
         print(
             f"{config.name}: {_millions(trained)} parameters train, {_millions(frozen)} are frozen,"
@@ -129,8 +139,7 @@ class _Run:
             return loss(params, one, step.weights(packs))[1][1]
 
         self.held_out = jax.jit(held_out, out_shardings=everywhere)
-        self.write_latents = LatentWriter(config, self.vae)
-        self.writer = metrics.Writer(workdir, self.first)
+        self.writer = metrics.Writer(workdir, self.first) if jax.process_index() == 0 else None
         self.faults = faults.FaultLog(workdir, self.first, jax.process_index())
 
     def go(self) -> Outcome:
@@ -153,6 +162,8 @@ class _Run:
 
     def _leave(self) -> None:
         """Closes the metrics and draws them; on a full disk, that must not hide the first error."""
+        if self.writer is None:
+            return
         for act in (
             self.writer.close,
             lambda: curves.draw_run(self.workdir, self.workdir / "curves.png"),
@@ -170,6 +181,7 @@ class _Run:
         """
         run = self.config.run
         self.clock = metrics.Clock(self.first)
+        agreed = Agreement(self.mesh)
         each = self.config.optimizer.accumulation
         batches = self._open(self.first * each)
         pending: Pending | None = None
@@ -187,6 +199,7 @@ class _Run:
             # the report of the step before is read while the device works on this one
             self._read(pending)
             pending = Pending(number, report, some)
+            signals.received = agreed(signals.received)
             stopping = signals.received is not None
             if stopping or number == run.steps or self._is_due(number):
                 self._read(pending)
@@ -207,7 +220,7 @@ class _Run:
         return loader
 
     def _loader(self, split: str, at: int) -> Loader:
-        return Loader(self.reading, split, jax.process_index(), jax.process_count(), at)
+        return Loader(self.reading, split, self.share.index, self.share.count, at)
 
     def _is_due(self, number: int) -> bool:
         run = self.config.run
@@ -246,7 +259,11 @@ class _Run:
             return
         sums = metrics.KindSums()
         for one, batch in zip(_slices(report.by_example), pending.batches, strict=True):
-            sums.add(_own_rows(one, batch), batch.examples)
+            sums.add(self._own_rows(one), batch.examples)
+        speed = self.clock.read(pending.step, run.steps)
+        sums, tokens = self._together(sums, speed)
+        if speed:
+            speed["tokens_per_second"] = tokens
         values = {
             "loss": report.losses.total,
             "flow": report.losses.flow,
@@ -258,9 +275,26 @@ class _Run:
         }
         values = {name: float(value) for name, value in values.items()}
         values = {**sums.means(), **metrics.by_time(*report.by_time), **values}
-        speed = self.clock.read(pending.step, run.steps)
         print(metrics.progress_line(pending.step, run.steps, {**values, **speed}), flush=True)
-        self.writer.write(pending.step, "train", {**values, **speed})
+        self._write(pending.step, "train", {**values, **speed})
+
+    def _own_rows(self, by_example: step.ByExample) -> step.ByExample:
+        """Of the global batch [P, E], the packs whose examples this process knows."""
+        return step.ByExample(*(part[list(self.share.rows)] for part in by_example))
+
+    def _together(self, sums: metrics.KindSums, speed: dict) -> tuple[metrics.KindSums, float]:
+        """Adds up what the processes know, each of its own packs: kinds, tokens a second."""
+        own = {"kinds": sums.to_json(), "tokens": speed.get("tokens_per_second", 0.0)}
+        told = processes.gather(own if self.share.is_first else None)
+        told = [one for one in told if one]
+        whole = metrics.KindSums()
+        for one in told:
+            whole.add_sums(one["kinds"])
+        return whole, sum(one["tokens"] for one in told)
+
+    def _write(self, number: int, phase: str, values: dict[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.write(number, phase, values)
 
     def _not_finite(self, number: int, report: step.Report, batches: Sequence[HostBatch]) -> str:
         """Writes down the records of the batch and returns what to tell."""
@@ -270,7 +304,8 @@ class _Run:
             f"flow {losses.flow:g}, cross entropy {losses.cross_entropy:g}, "
             f"gradient norm {report.grad_norm:g}"
         )
-        path = self.workdir / f"not_finite_{number}.json"
+        process = f"_process_{jax.process_index()}" if jax.process_index() else ""
+        path = self.workdir / f"not_finite_{number}{process}.json"
         path.write_text(json.dumps({"step": number, "figures": figures, "records": ids}, indent=1))
         shown = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if ids[NAMED:] else "")
         self.saver.wait()
@@ -294,9 +329,9 @@ class _Run:
         for batch in itertools.islice(self.validation, most):
             packs = start.place(self._packs([batch]), self.mesh)
             told = jax.device_get(self.held_out(self.state["params"], packs))
-            sums.add(_own_rows(told, batch), batch.examples)
-        values = sums.means()
-        self.writer.write(number, "validation", values)
+            sums.add(self._own_rows(told), batch.examples)
+        values = self._together(sums, {})[0].means()
+        self._write(number, "validation", values)
         told = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"step {number}: held out  {told}", flush=True)
 
@@ -340,13 +375,6 @@ def _with_digest(config: Config, vae) -> Config:
 def _slices(by_example: step.ByExample) -> list[step.ByExample]:
     """Splits [accumulation, P, E] arrays into one tuple a batch."""
     return [step.ByExample(*parts) for parts in zip(*by_example, strict=True)]
-
-
-def _own_rows(by_example: step.ByExample, batch: HostBatch) -> step.ByExample:
-    """Of the global batch [P, E], the packs whose examples this process knows."""
-    own = len(batch.examples)
-    first = own * jax.process_index()
-    return step.ByExample(*(part[first : first + own] for part in by_example))
 
 
 def _millions(tree) -> str:

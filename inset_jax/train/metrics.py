@@ -134,6 +134,14 @@ class KindSums:
             for (_, kind), sums in zip(own, pack, strict=False):
                 self._sums[kind] = self._sums.get(kind, 0.0) + sums
 
+    def to_json(self) -> dict[str, list[float]]:
+        """Returns the sums by kind; `add_sums` of another collection takes them."""
+        return {kind: [float(x) for x in sums] for kind, sums in self._sums.items()}
+
+    def add_sums(self, told: Mapping[str, Sequence[float]]) -> None:
+        for kind, sums in told.items():
+            self._sums[kind] = self._sums.get(kind, 0.0) + np.asarray(sums, np.float64)
+
     def means(self) -> dict[str, float]:
         """Returns flow and cross entropy of each kind that has such targets, and of all."""
         told: dict[str, float] = {}

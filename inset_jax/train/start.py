@@ -61,13 +61,22 @@ def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
 def place(packs: Pack, mesh: Mesh) -> Pack:
     """Puts this process's packs [accumulation, P, ...] onto the mesh, P split over its pack axes.
 
-    Returns the global batch: the packs of all processes, in the order of their numbers.
+    Returns the global batch: the packs of all processes, each where its process's devices stand in
+    the mesh (`core.mesh.share`).
     """
+    shares = meshes.share(mesh, math.prod(mesh.shape[axis] for axis in meshes.RULES["pack"])).count
+    rows = meshes.share(mesh, len(packs.und_token[0]) * shares).rows
+    local = {row: number for number, row in enumerate(rows)}
 
     def put(array: np.ndarray) -> jax.Array:
-        shape = (array.shape[0], array.shape[1] * jax.process_count(), *array.shape[2:])
+        shape = (array.shape[0], array.shape[1] * shares, *array.shape[2:])
         sharding = meshes.sharding(mesh, (None, "pack") + (None,) * (array.ndim - 2), shape)
-        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            own = [local[row] for row in range(shape[1])[index[1]]]
+            return np.asarray(array)[:, own]
+
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return jax.tree.map(put, packs)
 
@@ -95,7 +104,7 @@ def _random(config: Config, mesh: Mesh) -> Begun:
     origin = f"random weights of seed {seed}"
     if source:
         loaded = convert.load_autoencoder(source, config.model)
-        encode = lambda: jax.device_put(loaded, _shardings(coder))
+        encode = lambda: meshes.put(loaded, _shardings(coder))
         origin += f", autoencoder of {source}"
     else:
         create = lambda: vae.create(config.model.vae, seed)[1]
@@ -110,7 +119,7 @@ def _from_weights(config: Config, mesh: Mesh) -> Begun:
     if bagel.is_bagel(source):
         loaded = convert.load_bagel(source, config.model)
         shapes = {"model": state["params"], "vae": coder}
-        params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), loaded, shapes)
+        params = meshes.put(loaded, _shardings(shapes))
         origin = f"BAGEL's weights of {source}"
     else:
         unlike = differences.models(load.read_config(source), config.model)
@@ -139,7 +148,7 @@ def _resumed(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
         "params": found["params"]["model"],
         "ema": found["ema"]["model"],
         "opt_state": found["opt_state"],
-        "step": jax.device_put(np.int32(number), state["step"].sharding),
+        "step": meshes.put(np.int32(number), state["step"].sharding),
     }
     return Begun(resumed, found["params"]["vae"], f"step {number} of {directory}", history)
 

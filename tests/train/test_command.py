@@ -42,6 +42,11 @@ def test_help_imports_nothing_heavy():
         ((), "--config=FILE is missing"),
         ((f"--config={TINY}",), "--workdir=DIR is missing"),
         ((f"--config={TINY}", "--config.run.stepps=3"), "did you mean steps?"),
+        ((f"--config={TINY}", "--workdir=gs://b/run"), "--workdir=gs://b/run: expected a folder"),
+        (
+            (f"--config={TINY}", "--workdir={}", "--coordinator=host:1", "--processes=2"),
+            "--process is missing (or JAX_PROCESS_ID): a run of several processes",
+        ),
         (
             (f"--config={TINY}", "--workdir={}", "--config.data.vae_size.max_side=512"),
             "needs 32 latent tokens a side, but model.latents.max_side is 16",

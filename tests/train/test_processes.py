@@ -1,0 +1,137 @@
+"""Runs of several processes: the numbers of one process, and an end when one is lost."""
+
+import pathlib
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from inset_jax.checkpoint import store
+from inset_jax.core import overrides
+from inset_jax.model import inset, vae
+from inset_jax.train import metrics
+from tests.devices import several
+from tests.train.runs import finish, prepare, start
+
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+COMMON = ("--config.data.packs=4", "--config.run.sample_every=0", "--config.run.validate_every=4")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, config) -> pathlib.Path:
+    folder = prepare(tmp_path_factory.mktemp("processes"), config)
+    whole = overrides.load(str(folder / "experiment.py"))
+    random = np.random.default_rng(0)
+    fill = lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(leaf.dtype)
+    shapes = {
+        "model": inset.abstract(whole.model)[1],
+        "vae": vae.abstract(whole.model.vae)[1],
+    }
+    # compiling the initialisers would take longer than all steps do
+    with store.Store(folder / "weights") as saver:
+        meta = {"config": overrides.to_dict(whole)}
+        saver.save(0, {"params": jax.tree.map(fill, shapes)}, meta)
+    return folder
+
+
+def flags(place: pathlib.Path, *more: str) -> list[str]:
+    return [*COMMON, f"--config.run.init_from={place / 'weights'}", *more]
+
+
+def together(place: pathlib.Path, name: str, *more: str, count: int = 2, devices: int = 2):
+    """Starts the processes of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = several(devices, QUICK)
+    named = lambda n: (f"--coordinator={address}", f"--processes={count}", f"--process={n}")
+    return [
+        start(place, name, *flags(place, *more), *named(n), environment=environment)
+        for n in range(count)
+    ]
+
+
+def losses(folder: pathlib.Path, phase: str = "train") -> np.ndarray:
+    rows = [row for row in metrics.read(folder) if row["phase"] == phase]
+    names = ("loss", "flow", "cross_entropy", "grad_norm", "flow/drawing")
+    names = names if phase == "train" else ("flow/drawing", "cross_entropy/understanding")
+    return np.array([[row.get(name, 0.0) for name in names] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def one(place) -> pathlib.Path:
+    given = flags(place, "--config.run.steps=12", "--config.run.save_every=6")
+    status, _, err = finish(start(place, "one", *given, environment=several(4, QUICK)))
+    assert status == 0, err
+    return place / "one"
+
+
+@pytest.fixture(scope="module")
+def two(place) -> tuple[pathlib.Path, list]:
+    """Two processes that stop together after six of twelve steps."""
+    more = ("--config.run.steps=6", "--config.run.save_every=6")
+    ended = [finish(process) for process in together(place, "two", *more)]
+    return place / "two", ended
+
+
+def test_two_processes_have_the_losses_of_one(one, two):
+    folder, ended = two
+    for status, _, err in ended:
+        assert status == 0, err
+    assert len(losses(folder)) == 6
+    np.testing.assert_allclose(losses(folder), losses(one)[:6], rtol=1e-5)
+    held_out = losses(folder, "validation")
+    np.testing.assert_allclose(held_out[0], losses(one, "validation")[0], rtol=1e-5)
+
+
+def test_process_0_speaks_for_all(two):
+    (_, first, _), (_, second, _) = two[1]
+    assert "step 6/6" in first
+    assert "4 cpu devices" in first
+    assert "step" not in second
+
+
+def test_checkpoint_of_two_processes_goes_on_in_one(one, two, place):
+    folder, _ = two
+    assert store.steps(folder / "checkpoints") == [6]
+    given = flags(place, "--config.run.steps=12", "--config.run.save_every=6")
+    status, out, err = finish(start(place, "two", *given, environment=several(4, QUICK)))
+    assert status == 0, err
+    assert "step 6 of" in out
+    np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)
+
+
+def wait_for(folder: pathlib.Path, step: int) -> None:
+    until = time.monotonic() + 120
+    while max((row["step"] for row in metrics.read(folder)), default=0) < step:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_signal_to_any_process_saves_and_stops_all_at_one_step(place):
+    processes = together(place, "stopped", "--config.run.steps=100000")
+    wait_for(place / "stopped", 3)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = [finish(process) for process in processes]
+    assert [status for status, *_ in ended] == [143, 143], ended
+    (saved,) = store.steps(place / "stopped" / "checkpoints")[-1:]
+    assert f"stopped by SIGTERM at step {saved}, saved" in ended[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [1, 0])
+def test_killed_process_is_named_and_the_others_end(place, gone):
+    name = f"killed_{gone}"
+    processes = together(place, name, "--config.run.steps=100000", "--lost_after=4")
+    wait_for(place / name, 3)
+    processes[gone].kill()
+    began = time.monotonic()
+    status, _, err = finish(processes[1 - gone])
+    assert time.monotonic() - began < 30
+    finish(processes[gone])
+    assert status == 75, err
+    assert f"process {gone} of 2 (host" in err
