@@ -133,6 +133,7 @@ def test_processes_exchange_shares_wishes_and_values():
         assert told["whole"] == list(range(8))
 
 
+@pytest.mark.slow  # bounds in seconds, on a machine that others may use
 @pytest.mark.parametrize("gone", [0, 1])
 def test_killed_process_is_named_by_the_other_which_ends(gone):
     ended = pair(f"killed {gone}")
@@ -144,6 +145,7 @@ def test_killed_process_is_named_by_the_other_which_ends(gone):
     assert seconds < 60
 
 
+@pytest.mark.slow
 def test_error_of_one_process_ends_the_other_with_its_message():
     ended = pair("failed 1")
     assert [status for status, *_ in ended] == [1, 1]

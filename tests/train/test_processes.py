@@ -16,6 +16,8 @@ from inset_jax.train import metrics
 from tests.devices import several
 from tests.train.runs import finish, prepare, start
 
+pytestmark = pytest.mark.slow  # whole runs, in pairs
+
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 COMMON = ("--config.data.packs=4", "--config.run.sample_every=0", "--config.run.validate_every=4")
 
@@ -111,7 +113,6 @@ def wait_for(folder: pathlib.Path, step: int) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 def test_signal_to_any_process_saves_and_stops_all_at_one_step(place):
     processes = together(place, "stopped", "--config.run.steps=100000")
     wait_for(place / "stopped", 3)
@@ -122,7 +123,6 @@ def test_signal_to_any_process_saves_and_stops_all_at_one_step(place):
     assert f"stopped by SIGTERM at step {saved}, saved" in ended[0][1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gone", [1, 0])
 def test_killed_process_is_named_and_the_others_end(place, gone):
     name = f"killed_{gone}"
