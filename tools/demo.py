@@ -20,6 +20,7 @@ ARTWORK = "assets/demo"
 AUTOENCODER = "assets/demo/ae.safetensors"
 CONFIG = "configs/demo.py"
 SEED = 0
+OBJECTS = (1.0, 3.0)  # weights of scenes with one object and with two
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,9 +67,10 @@ def build_world(folder: pathlib.Path, scenes: int, held_out: int) -> list:
 
     config = overrides.load(CONFIG).model
     art = artwork.load(ARTWORK)
+    world = world_records.config_of(OBJECTS, None)
     drawn = {
-        "train": list(world_records.scenes(art, "train", SEED, scenes)),
-        "validation": list(world_records.scenes(art, "validation", SEED, 4 * held_out)),
+        "train": list(world_records.scenes(art, "train", SEED, scenes, world)),
+        "validation": list(world_records.scenes(art, "validation", SEED, 4 * held_out, world)),
     }
     words = world_records.tokenizer_of(drawn["train"], config.llm.vocab_size, config.tokens)
     world_records.write_world(folder, drawn, words, encoder(config))

@@ -1,40 +1,69 @@
-"""Draws scenes of the small world as records without latents, to train an autoencoder on.
+"""Draws scenes of the small world as records without latents, and a tokenizer beside them.
 
 python -m tools.draw_world --out runs/world --train 6000 --validation 128
+
+OUT is a folder of records in shards, with OUT/tokenizer.json. What is drawn depends on the seed,
+the artwork and the shares alone. The same command goes on after an interruption and makes only what
+is missing. Latents are added by tools.encode_latents.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.draw_world", description=__doc__)
-    parser.add_argument("--artwork", default="assets/demo", help="folder of artwork")
-    parser.add_argument("--out", required=True, help="folder of records; must not exist yet")
-    parser.add_argument("--train", type=int, default=6000, help="number of training scenes")
-    parser.add_argument("--validation", type=int, default=128, help="number of held-out scenes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.draw_world",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--artwork", default="assets/demo", help="folder of artwork (%(default)s)")
+    flag("--out", required=True, help="folder of records")
+    flag("--train", type=int, default=6000, help="training scenes (%(default)s)")
+    flag("--validation", type=int, default=128, help="held-out scenes (%(default)s)")
+    flag("--seed", type=int, default=0)
+    flag("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
+    flag("--per-shard", type=int, default=2000, help="scenes of a shard (%(default)s)")
+    flag("--draws", type=int, help="how often a target stands in its record")
+    flag("--objects", type=weights, help="weights of scenes with 1, 2, ... objects: 1,2,1")
+    kinds = "weights of image-interleaved, video-interleaved, editing, t2i, understanding"
+    flag("--kinds", type=weights, help=kinds)
+    flag("--config", default="configs/demo.py", help="gives the vocabulary's size (%(default)s)")
     options = parser.parse_args(arguments)
-
-    from inset_jax.data.record import write_records
-    from inset_jax.engine import artwork, world_records
-
-    def examples(split: str, count: int):
-        drawn = world_records.scenes(art, split, options.seed, count)
-        for number, scene in enumerate(drawn):
-            yield world_records.to_example(scene, f"{split}-{number}")
-
     try:
-        art = artwork.load(options.artwork)
-        counts = {"train": options.train, "validation": options.validation}
-        write_records(options.out, {split: examples(split, n) for split, n in counts.items()})
+        return _draw(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.out}: {options.train} training and {options.validation} held-out scenes")
-    return 0
+
+
+def weights(text: str) -> tuple[float, ...]:
+    """Parses numbers between commas: an argparse type."""
+    return tuple(float(number) for number in text.split(","))
+
+
+def _draw(options: argparse.Namespace) -> int:
+    from inset_jax.core import overrides
+    from inset_jax.data import build
+    from inset_jax.engine import world_records
+
+    world = world_records.World(
+        options.artwork,
+        (("train", options.train), ("validation", options.validation)),
+        options.seed,
+        world_records.config_of(options.objects, options.kinds),
+        options.draws or world_records.DRAWS,
+    )
+    workers = options.workers if options.train > options.per_shard else 0
+    model = overrides.load(options.config).model
+    progress = build.say_progress
+    built = build.build_records(world, options.out, options.per_shard, workers, progress=progress)
+    world.tokenizer(model.llm.vocab_size, model.tokens).save(options.out)
+    return build.say_outcome(built, options.out, False, 20)
 
 
 if __name__ == "__main__":

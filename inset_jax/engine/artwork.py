@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from inset_jax.engine.sprites import Look, Sprite
+
 SPRITE = 64  # pixels a side of a sprite in the atlas
 SPLITS = ("train", "validation")
+COLOURS = {  # plain grounds, and paints
+    "white": (246, 246, 246),
+    "black": (28, 28, 30),
+    "red": (206, 60, 56),
+    "orange": (240, 150, 50),
+    "yellow": (246, 216, 90),
+    "green": (84, 168, 88),
+    "blue": (66, 120, 208),
+    "purple": (140, 90, 180),
+    "pink": (244, 176, 196),
+    "grey": (150, 152, 156),
+}
 
 
 class Thing(NamedTuple):
@@ -23,14 +38,29 @@ class Thing(NamedTuple):
     name: str  # unique
     noun: str  # how a sentence calls it
     group: str  # objects of one group look alike and stand in one split
-    sprite: Image.Image  # RGBA, SPRITE x SPRITE
+    sprite: Sprite  # SPRITE x SPRITE
+    look: Look = Look()
 
 
-class Artwork(NamedTuple):
+class Artwork:
     """What a world is drawn with."""
 
-    things: dict[str, list[Thing]]  # split -> objects
-    grounds: dict[str, np.ndarray]  # name -> photograph, uint8 [height, width, 3]
+    def __init__(self, things: dict[str, list[Thing]], grounds: dict[str, np.ndarray]):
+        """Args:
+        things: split -> objects.
+        grounds: name -> photograph, uint8 [height, width, 3].
+        """
+        self.things, self.grounds = things, grounds
+        self.halves = {
+            name: np.asarray(Image.fromarray(photograph).reduce(2))
+            for name, photograph in grounds.items()
+        }
+        self._colours: dict[str, Sequence[float]] = dict(COLOURS)
+        self._colours |= {name: np.mean(p, (0, 1)).tolist() for name, p in grounds.items()}
+
+    def ground_colour(self, name: str) -> Sequence[float]:
+        """Mean red, green and blue of a photograph or a plain ground."""
+        return self._colours[name]
 
 
 def load(folder) -> Artwork:
@@ -58,7 +88,7 @@ def load(folder) -> Artwork:
         line, column = divmod(number, columns)
         left, top = column * SPRITE, line * SPRITE
         sprite = atlas.crop((left, top, left + SPRITE, top + SPRITE))
-        things[row["split"]].append(Thing(row["name"], row["noun"], row["group"], sprite))
+        things[row["split"]].append(Thing(row["name"], row["noun"], row["group"], Sprite(sprite)))
     files = sorted((folder / "grounds").glob("*.jpg"))
     grounds = {file.stem: np.asarray(Image.open(file).convert("RGB")) for file in files}
     return Artwork(things, grounds)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from inset_jax.engine.artwork import Thing
-from inset_jax.engine.world import Place, Scene, paste
+from inset_jax.engine.stage import Place
+from inset_jax.engine.world import Scene, put
 
 MARGIN = 2  # pixels around an object that count
 
@@ -35,10 +35,15 @@ def judge(scene: Scene, drawing: np.ndarray, candidates: Sequence[Thing]) -> lis
     """
     names = [thing.name for thing in candidates]
     verdicts = []
-    for at, (thing, place) in enumerate(zip(scene.things, scene.places, strict=True)):
+    for at, place in enumerate(scene.places):
+        thing = scene.things[place.thing]
         distance = _distances(scene, drawing, place, candidates)
         own = distance[names.index(thing.name)]
-        others = [distance[names.index(t.name)] for n, t in enumerate(scene.things) if n != at]
+        others = [
+            distance[names.index(scene.things[other.thing].name)]
+            for n, other in enumerate(scene.places)
+            if n != at and other.thing != place.thing
+        ]
         rank = int(np.sum(distance < own))
         verdicts.append(Verdict(rank, all(own < other for other in others)))
     return verdicts
@@ -54,8 +59,8 @@ def _distances(
     ours = drawing[rows, columns].astype(np.float32)
     distance = []
     for thing in candidates:
-        canvas = Image.fromarray(scene.backdrop)
-        paste(canvas, thing.sprite, place)
-        theirs = np.asarray(canvas)[rows, columns].astype(np.float32)
+        canvas = scene.backdrop.copy()
+        put(canvas, thing, place)
+        theirs = canvas[rows, columns].astype(np.float32)
         distance.append(np.mean((ours - theirs) ** 2))
     return np.array(distance)

@@ -1,126 +1,55 @@
-"""A small world: scenes of one or two objects, and sentences with pictures of the objects in them.
+"""A small world: scenes of one to eight objects, and sentences with pictures of them in it.
 
-A scene is a target picture, a sentence, and for each place of the sentence a reference picture of
-the object that stands there: rendered apart, on another ground, at another size, turned a little,
-so that copying pixels is not enough. Every scene is a function of (seed, split, number) alone.
+A scene is a target picture, a sentence, and for each picture in the sentence a reference of the
+object: rendered apart, on another ground, in other light, at another size, turned a little, so that
+copying pixels is not enough. Every scene is a function of (seed, split, number) alone.
 
     "A " [axe] " sits to the left of a " [crown] " on grass."      -> 64 x 64 pixels
 """
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from inset_jax.engine.artwork import SPRITE, Artwork, Thing
+from inset_jax.engine import edits, phrases, sprites
+from inset_jax.engine.artwork import COLOURS, Artwork, Thing
+from inset_jax.engine.draws import Draws
+from inset_jax.engine.layouts import CELL
+from inset_jax.engine.stage import TURN_STEP, Change, Content, Place, Stage, WorldConfig
 
-COLOURS = {
-    "white": (246, 246, 246),
-    "black": (28, 28, 30),
-    "red": (206, 60, 56),
-    "orange": (240, 150, 50),
-    "yellow": (246, 216, 90),
-    "green": (84, 168, 88),
-    "blue": (66, 120, 208),
-    "purple": (140, 90, 180),
-    "pink": (244, 176, 196),
-    "grey": (150, 152, 156),
-}
-
-# {0} and {1} are the objects: the first stands at the relation to the second
-PHRASES = {
-    "left": (
-        "A {0} sits to the left of a {1} on {ground}.",
-        "A {0} left of a {1}, on {ground}.",
-        "On {ground}, a {1} with a {0} on its left.",
-        "To the right of a {0} is a {1}, on {ground}.",
-    ),
-    "right": (
-        "A {0} sits to the right of a {1} on {ground}.",
-        "A {0} right of a {1}, on {ground}.",
-        "On {ground}, a {1} with a {0} on its right.",
-        "To the left of a {0} is a {1}, on {ground}.",
-    ),
-    "above": (
-        "A {0} floats above a {1} on {ground}.",
-        "A {0} above a {1}, on {ground}.",
-        "On {ground}, a {1} with a {0} over it.",
-        "Below a {0} is a {1}, on {ground}.",
-    ),
-    "below": (
-        "A {0} lies below a {1} on {ground}.",
-        "A {0} below a {1}, on {ground}.",
-        "On {ground}, a {1} with a {0} under it.",
-        "Above a {0} is a {1}, on {ground}.",
-    ),
-    "alone": (
-        "A {0} on {ground}.",
-        "A big {0}, alone on {ground}.",
-        "On {ground}, a {0}.",
-    ),
-}
-# where the first object lies from the middle, in units of `distance`; the second lies opposite
-OFFSETS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), "alone": (0, 0)}
 QUESTION = "What is in "  # of an understanding example, before its picture
-KINDS = ("image-interleaved", "t2i", "understanding")  # names of INSET's mix where it has one
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """What scenes look like. Lengths in pixels, ranges include both ends."""
-
-    canvas: int = 64
-    reference: int = 48  # side of a reference picture
-    pair_side: tuple[int, int] = (26, 29)  # objects of a scene of two
-    alone_side: tuple[int, int] = (38, 44)
-    distance: int = 16  # of a pair's objects from the middle
-    jitter: int = 1
-    turn: float = 12.0  # degrees, most a reference is turned
-    photographs: float = 0.25  # share of scenes on a photograph instead of a colour
-    alone: float = 0.25  # share of scenes with one object
-    shares: tuple[float, ...] = (0.88, 0.08, 0.04)  # of KINDS
-
-
-class Place(NamedTuple):
-    """Where an object stands in a picture, in pixels."""
-
-    x: int  # of its centre
-    y: int
-    side: int
+KINDS = ("image-interleaved", "video-interleaved", "editing", "t2i", "understanding")
+MOST_HIDDEN = 0.5  # of an object that another stands in front of
+NARROW = 64  # pixels: up to this width a photograph may be shown at half its size
 
 
 class Scene(NamedTuple):
     """One drawn scene and its words."""
 
     kind: str  # one of KINDS
-    relation: str  # a key of PHRASES
-    things: tuple[Thing, ...]  # in the order of the phrase
-    places: tuple[Place, ...]  # of the things in the target
+    relation: str  # of the layout (layouts.Layout), or what was changed (edits)
+    sentence: str  # with {0}, {1}, ... and {ground}; see `phrases`
     ground: str
-    phrase: str  # a template of PHRASES
-    references: tuple[np.ndarray, ...]  # uint8 [side, side, 3], one a thing
-    backdrop: np.ndarray  # uint8 [canvas, canvas, 3], the ground before anything stood on it
-    target: np.ndarray  # uint8 [canvas, canvas, 3]
+    things: tuple[Thing, ...]  # those with a picture in the sentence first
+    places: tuple[Place, ...]  # of the objects in the target, from back to front
+    references: tuple[np.ndarray, ...]  # uint8 [side, side, 3], of the first things
+    backdrop: np.ndarray  # uint8 [height, width, 3], the ground before anything stood on it
+    target: np.ndarray  # uint8 [height, width, 3]
+    source: np.ndarray | None = None  # the picture before a change, of the target's size
+    source_places: tuple[Place, ...] = ()
 
     def pieces(self) -> list[str | int]:
         """The sentence as texts and numbers of `things`, in reading order; no empty texts."""
-        phrase = self.phrase.replace("{ground}", _ground_words(self.ground))
-        pieces: list[str | int] = []
-        for part in phrase.replace("}", "{").split("{"):
-            pieces += [int(part)] if part.isdigit() else [part] * bool(part)
-        return pieces
+        return phrases.pieces(self._grounded())
 
     def words(self) -> str:
         """The sentence with nouns instead of pictures."""
-        nouns = [thing.noun for thing in self.things]
-        text = "".join(nouns[p] if isinstance(p, int) else p for p in self.pieces())
-        for vowel in "aeiou":
-            text = text.replace(f" a {vowel}", f" an {vowel}").replace(f"A {vowel}", f"An {vowel}")
-        return text
+        return phrases.in_words(self._grounded(), [thing.noun for thing in self.things])
+
+    def _grounded(self) -> str:
+        return self.sentence.replace("{ground}", ground_words(self.ground))
 
 
 def draw_scene(
@@ -128,96 +57,138 @@ def draw_scene(
 ) -> Scene:
     """Draws scene `number` of a split. Held-out objects stand in "validation" scenes alone."""
     config = config or WorldConfig()
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), number])
-    kind = KINDS[rng.choice(len(KINDS), p=config.shares)]
-    alone = rng.random() < config.alone
-    relation = "alone" if alone else ("left", "right", "above", "below")[rng.integers(4)]
-    choice = rng.choice(len(artwork.things[split]), 1 if alone else 2, replace=False)
-    things = tuple(artwork.things[split][n] for n in choice)
-    # new identities for training: mirrored, and in other colours where no noun names them
-    recolour = split == "train" and kind == "image-interleaved"
-    things = tuple(
-        thing._replace(sprite=_vary(thing.sprite, rng, recolour, split == "train"))
-        for thing in things
-    )
-    photograph = artwork.grounds and rng.random() < config.photographs
-    ground = str(rng.choice(sorted(artwork.grounds if photograph else COLOURS)))
-    canvas = _ground(artwork, ground, config.canvas, rng)
-    backdrop = np.array(canvas)
-    phrase = PHRASES[relation][rng.integers(len(PHRASES[relation]))]
-    places = tuple(_choose(relation, at, config, rng) for at in range(len(things)))
-    for thing, place in zip(things, places, strict=True):
-        paste(canvas, thing.sprite, place)
-    references = tuple(_reference(artwork, thing, config, rng) for thing in things)
-    target = np.asarray(canvas)
-    return Scene(kind, relation, things, places, ground, phrase, references, backdrop, target)
+    key = (seed, split, number)
+    kind = Draws("kind", *key).weighted(KINDS, config.kinds)
+    stage = Stage(artwork, config, split, kind not in ("t2i", "understanding"), key)
+    if kind == "editing":
+        change = edits.edited(stage)
+    elif kind == "video-interleaved":
+        change = edits.frames(stage)
+    else:
+        counted, sized = (stage.draws.chance(share) for share in (config.counts, config.sizes))
+        change = stage.lay_out(stage.count(), counted, sized)
+    return _drawn(artwork, kind, change, stage)
 
 
-def _ground_words(ground: str) -> str:
+def ground_words(ground: str) -> str:
+    """How a sentence calls a ground."""
     if ground not in COLOURS:
         return ground
     article = "an" if ground[0] in "aeiou" else "a"
     return f"{article} {ground} ground"
 
 
-def _ground(artwork: Artwork, name: str, side: int, rng: np.random.Generator) -> Image.Image:
-    """A plain colour, a little off its name, or a cut from a photograph at a third of its size."""
-    if name in COLOURS:
-        colour = np.clip(np.array(COLOURS[name]) + rng.integers(-6, 7, 3), 0, 255)
-        return Image.new("RGB", (side, side), tuple(int(value) for value in colour))
-    photograph = artwork.grounds[name]
-    cut = min(2 * side, *photograph.shape[:2])
-    top, left = (int(rng.integers(0, length - cut + 1)) for length in photograph.shape[:2])
-    pixels = photograph[top : top + cut, left : left + cut]
-    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
+def show(content: Content | Scene, canvas: np.ndarray, things=None) -> None:
+    """Puts the objects of a scene on a canvas, in place.
+
+    Args:
+      things: in place of its own, at the same places.
+    """
+    things = content.things if things is None else things
+    for place in content.places:
+        put(canvas, things[place.thing], place)
 
 
-def _vary(sprite: Image.Image, rng: np.random.Generator, recolour: bool, mirror: bool):
-    """Mirrors a sprite half of the time, and in half of the cases permutes its colour channels."""
-    if mirror and rng.random() < 0.5:
-        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if recolour and rng.random() < 0.5:
-        bands = sprite.split()
-        sprite = Image.merge("RGBA", [bands[n] for n in rng.permutation(3)] + [bands[3]])
-    return sprite
+def put(canvas: np.ndarray, thing: Thing, place: Place) -> None:
+    """Puts one object on a canvas, in place."""
+    pixels = sprites.render(thing.sprite, thing.look, place.side, place.turn)
+    sprites.put(canvas, pixels, place.x, place.y)
 
 
-def _choose(relation: str, at: int, config: WorldConfig, rng: np.random.Generator) -> Place:
-    """Where the first (at = 0) or second object of a relation goes, with some jitter."""
-    low, high = config.alone_side if relation == "alone" else config.pair_side
-    shift = rng.integers(-config.jitter, config.jitter + 1, 2)
-    sign = 1 - 2 * at
-    x, y = (
-        config.canvas // 2 + sign * config.distance * step + int(move)
-        for step, move in zip(OFFSETS[relation], shift, strict=True)
+def _drawn(artwork: Artwork, kind: str, change: Change, stage: Stage) -> Scene:
+    draws, after, before = stage.draws, change.after, change.before
+    if change.relation == "front":
+        after = _uncovered(after)
+    width, height = (CELL * cells for cells in after.shape)
+    backdrop = _ground(artwork, after.ground, width, height, draws)
+    source, target = None, backdrop.copy()
+    show(after, target)
+    if before is not None:
+        same = before.ground == after.ground
+        source = backdrop if same else _ground(artwork, before.ground, width, height, draws)
+        source = source.copy()
+        show(before, source)
+    shown = len(phrases.numbers_in(change.sentence))
+    references = tuple(_reference(artwork, thing, stage) for thing in after.things[:shown])
+    return Scene(
+        kind,
+        change.relation,
+        change.sentence,
+        after.ground,
+        after.things,
+        after.places,
+        references,
+        backdrop,
+        target,
+        source,
+        before.places if before else (),
     )
-    return Place(x, y, int(rng.integers(low, high + 1)))
 
 
-def paste(canvas: Image.Image, sprite: Image.Image, place: Place, degrees: float = 0.0) -> None:
-    """Puts a sprite in its place, scaled and turned."""
-    sprite = sprite.resize((place.side, place.side), Image.Resampling.BOX)
-    if degrees:
-        sprite = sprite.rotate(degrees, Image.Resampling.BILINEAR, expand=True)
-    left, top = place.x - sprite.width // 2, place.y - sprite.height // 2
-    canvas.paste(sprite, (left, top), sprite)
+def _uncovered(content: Content) -> Content:
+    """Moves the front one of two objects down until enough of the other one is to be seen."""
+    back, front = content.places
+    height = CELL * content.shape[1]
+    while _hidden(content, back, front) > MOST_HIDDEN and front.y < height:
+        front = front._replace(y=front.y + 2)
+    return content._replace(places=(back, front))
 
 
-def _reference(artwork: Artwork, thing: Thing, config: WorldConfig, rng) -> np.ndarray:
-    """One object on a ground of its own, large, a little off the middle and turned."""
+def _hidden(content: Content, back: Place, front: Place) -> float:
+    """Share of the object behind that the one in front covers."""
+    size = tuple(CELL * cells for cells in reversed(content.shape))
+    alpha = []
+    for place in (back, front):
+        canvas = np.zeros((*size, 3), np.uint8)
+        thing = content.things[place.thing]
+        pixels = sprites.render(thing.sprite, thing.look, place.side, place.turn)
+        white = pixels._replace(colour=255 - pixels.through)
+        sprites.put(canvas, white, place.x, place.y)
+        alpha.append(canvas[..., 0] / 255)
+    return float((alpha[0] * alpha[1]).sum() / max(alpha[0].sum(), 1.0))
+
+
+def _ground(artwork: Artwork, name: str, width: int, height: int, draws: Draws) -> np.ndarray:
+    """A plain colour, a little off its name, or a cut from a photograph, perhaps mirrored."""
+    if name in COLOURS:
+        colour = [min(max(value + draws.whole(-6, 6), 0), 255) for value in COLOURS[name]]
+        return _plain(colour, width, height)
+    halved = width <= NARROW and height <= NARROW and draws.chance(0.5)
+    photograph = artwork.halves[name] if halved else artwork.grounds[name]
+    top, left = (
+        draws.whole(0, have - need)
+        for have, need in zip(photograph.shape, (height, width), strict=False)
+    )
+    cut = photograph[top : top + height, left : left + width]
+    return (cut[:, ::-1] if draws.chance(0.5) else cut).copy()
+
+
+def _plain(colour, width: int, height: int) -> np.ndarray:
+    row = np.tile(np.array(colour, np.uint8), width)  # whole rows: NumPy is slow on short ones
+    return np.tile(row, (height, 1)).reshape(height, width, 3)
+
+
+def _reference(artwork: Artwork, thing: Thing, stage: Stage) -> np.ndarray:
+    """One object on a ground of its own, a little off the middle and turned, in its own light."""
+    draws, config = stage.draws, stage.config
     side = config.reference
-    if artwork.grounds and rng.random() < config.photographs / 2:
-        ground = str(rng.choice(sorted(artwork.grounds)))
-        canvas = _ground(artwork, ground, side, rng)
+    if artwork.grounds and draws.chance(config.photographs):
+        canvas = _ground(artwork, draws.pick(sorted(artwork.grounds)), side, side, draws)
     else:
-        colour = tuple(int(value) for value in rng.integers(60, 256, 3))
-        canvas = Image.new("RGB", (side, side), colour)
-    size = int(rng.integers(round(0.76 * side), round(0.92 * side) + 1))
+        canvas = _plain([draws.whole(60, 255) for _ in range(3)], side, side)
+    size = draws.whole(round(0.76 * side), round(0.94 * side))
     slack = (side - size) // 2
-    x, y = (side // 2 + int(rng.integers(-slack, slack + 1)) for _ in range(2))
-    degrees = float(rng.uniform(-config.turn, config.turn))
-    paste(canvas, thing.sprite, Place(x, y, size), degrees)
-    return np.asarray(canvas)
+    x, y = (side // 2 + draws.whole(-slack, slack) for _ in range(2))
+    most = config.reference_turn // TURN_STEP
+    put(canvas, thing, Place(0, x, y, size, TURN_STEP * draws.whole(-most, most)))
+    return _lit(canvas, config.light, draws)
 
 
-assert SPRITE >= WorldConfig.reference, "references enlarge no sprite"
+def _lit(picture: np.ndarray, most: float, draws: Draws) -> np.ndarray:
+    """Changes contrast, brightness and, by a third as much, the channels' balance."""
+    gain = 1 + draws.between(-most, most)
+    tint = [gain * (1 + draws.between(-most, most) / 3) for _ in range(3)]
+    lift = 128 * (1 + draws.between(-most, most) / 2 - gain)
+    rows = picture.reshape(len(picture), -1)  # whole rows: NumPy is slow on short ones
+    lit = rows * np.tile(np.array(tint, np.float32), picture.shape[1]) + np.float32(lift)
+    return np.clip(lit, 0, 255).astype(np.uint8).reshape(picture.shape)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from inset_jax.data import image
 from inset_jax.data.record import Example, Segment, write_records
+from inset_jax.data.sources.base import NamedExample, Part, Row, fingerprint
 from inset_jax.data.text import Tokenizer, make_small_tokenizer
+from inset_jax.engine import artwork
 from inset_jax.engine.artwork import Artwork
-from inset_jax.engine.world import QUESTION, Scene, draw_scene
+from inset_jax.engine.layouts import MOST
+from inset_jax.engine.stage import WorldConfig
+from inset_jax.engine.world import KINDS, QUESTION, Scene, draw_scene
 
 SOURCE = "small world"
 LICENCE = "Apache-2.0 (Noto Emoji), CC0 and public domain (grounds)"
@@ -22,6 +28,22 @@ LICENCE = "Apache-2.0 (Noto Emoji), CC0 and public domain (grounds)"
 # How often a target stands in a record. Each copy has noise of its own and is seen by nobody else,
 # so one reading of the sentence serves several lessons in drawing.
 DRAWS = 3
+
+USUAL = WorldConfig()
+VERSION = 1  # of what is drawn: count up when scenes change, and stored shards are made anew
+SPOKEN = 4000  # scenes whose words a tokenizer is made of
+SUFFIXES = (".webp", ".json", ".jpg")  # of artwork
+
+
+class Latents(NamedTuple):
+    """Moments of a scene's pictures, float16 [2, h, w, c], as far as they are known."""
+
+    target: np.ndarray | None = None
+    source: np.ndarray | None = None
+    digest: str = ""  # of the autoencoder
+
+
+UNKNOWN = Latents()
 
 
 class Encode(Protocol):
@@ -34,9 +56,71 @@ class Encode(Protocol):
         ...
 
 
-def scenes(artwork: Artwork, split: str, seed: int, count: int) -> Iterator[Scene]:
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The small world as a source of `data.build`: drawn shard by shard, in any process."""
+
+    artwork: str  # folder
+    counts: tuple[tuple[str, int], ...]  # split, number of scenes
+    seed: int = 0
+    config: WorldConfig = USUAL
+    draws: int = DRAWS
+
+    def parts(self, most: int) -> list[Part]:
+        made_of = (VERSION, _digest(self.artwork), self.seed, self.config, self.draws)
+        return [
+            Part(f"{split} {first}", place, fingerprint(made_of, place), place[2] - first)
+            for split, count in self.counts
+            for first in range(0, count, most)
+            for place in [(split, first, min(first + most, count))]
+        ]
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        split, first, end = part.place
+        for number in range(first, end):
+            yield Row(f"{split} {number}", functools.partial(self.make, split, number))
+
+    def make(self, split: str, number: int) -> list[NamedExample]:
+        scene = draw_scene(_artwork(self.artwork), split, self.seed, number, self.config)
+        return [(split, to_example(scene, f"{split}-{number}", draws=self.draws))]
+
+    def tokenizer(self, vocab_size: int, tokens) -> Tokenizer:
+        """The same for every number of scenes: its words are those of the first SPOKEN ones."""
+        drawn = scenes(_artwork(self.artwork), "train", self.seed, SPOKEN, self.config)
+        return tokenizer_of(drawn, vocab_size, tokens)
+
+
+def config_of(objects: tuple[float, ...] | None, kinds: tuple[float, ...] | None) -> WorldConfig:
+    """The usual world with other numbers of objects or other kinds.
+
+    Raises:
+      ValueError: more weights than there are, or none that is positive.
+    """
+    changes = {}
+    for name, given, most in (("objects", objects, MOST), ("kinds", kinds, len(KINDS))):
+        if given is None:
+            continue
+        if len(given) > most or min(given) < 0 or sum(given) <= 0:
+            raise ValueError(f"weights of {name} {given}: expected at most {most}, none negative")
+        changes[name] = (*given, *[0.0] * (most - len(given)))
+    return WorldConfig(**changes)
+
+
+@functools.cache
+def _artwork(folder: str) -> Artwork:
+    return artwork.load(folder)
+
+
+def _digest(folder: str) -> str:
+    files = sorted(file for file in pathlib.Path(folder).rglob("*") if file.suffix in SUFFIXES)
+    return fingerprint([(file.name, file.read_bytes()) for file in files])
+
+
+def scenes(
+    art: Artwork, split: str, seed: int, count: int, config: WorldConfig | None = None
+) -> Iterator[Scene]:
     """Draws the first `count` scenes of a split."""
-    return (draw_scene(artwork, split, seed, number) for number in range(count))
+    return (draw_scene(art, split, seed, number, config) for number in range(count))
 
 
 def write_world(
@@ -50,46 +134,63 @@ def write_world(
     """
     splits = {}
     for split, own in drawn.items():
-        moments = encode(np.stack([scene.target for scene in own]))
+        targets = _moments([scene.target for scene in own], encode)
+        sources = _moments([scene.source for scene in own], encode)
         splits[split] = [
-            to_example(scene, f"{split}-{number}", (moments[number], encode.digest))
-            for number, scene in enumerate(own)
+            to_example(scene, f"{split}-{number}", Latents(*latents, encode.digest))
+            for number, (scene, *latents) in enumerate(zip(own, targets, sources, strict=True))
         ]
     write_records(pathlib.Path(folder) / "records", splits)
     tokenizer.save(folder)
 
 
-def to_example(
-    scene: Scene, name: str, moments: tuple[np.ndarray | None, str] = (None, "")
-) -> Example:
+def _moments(pictures: list[np.ndarray | None], encode: Encode) -> list[np.ndarray | None]:
+    """Encodes pictures of several sizes; what is no picture stays so."""
+    found: list[np.ndarray | None] = [None] * len(pictures)
+    for shape in {picture.shape for picture in pictures if picture is not None}:
+        own = [n for n, picture in enumerate(pictures) if getattr(picture, "shape", 0) == shape]
+        for n, moments in zip(own, encode(np.stack([pictures[n] for n in own])), strict=True):
+            found[n] = moments
+    return found
+
+
+def to_example(scene: Scene, name: str, latents: Latents = UNKNOWN, draws: int = DRAWS) -> Example:
     """Turns a scene into a record.
 
-    image-interleaved   the sentence, references as ViT images, then the target (DRAWS times)
-    t2i                 the sentence with nouns for pictures, then the target (DRAWS times)
+    image-interleaved   the sentence, references as ViT images, then the target
+    video-interleaved   the first frame as a ViT image, the sentence in the same way, the target
+    editing             the source as clean latents and as a ViT image, the sentence, the target
+    t2i                 the sentence with nouns for pictures, then the target
     understanding       "What is in [the picture]?", then the sentence with nouns, to be predicted
 
     Args:
-      moments: of the target's latents, float16 [2, h, w, c], if they are known, and the digest of
-        the autoencoder.
+      draws: how often the target stands in the record.
     """
-    if scene.kind == "image-interleaved":
-        segments = [
-            _image("vit", scene.references[piece], "reference")
-            if isinstance(piece, int)
-            else Segment("text", text=piece, role="prompt")
-            for piece in scene.pieces()
-        ]
-        segments += [_image("target", scene.target, "", *moments)] * DRAWS
-    elif scene.kind == "t2i":
-        segments = [Segment("text", text=scene.words(), role="prompt")]
-        segments += [_image("target", scene.target, "", *moments)] * DRAWS
-    else:
+    if scene.kind == "understanding":
         segments = [
             Segment("text", text=QUESTION, role="prompt"),
             _image("vit", scene.target, "source"),
             Segment("text", text="?", role="prompt"),
             Segment("text", text=scene.words(), role="answer", loss=True),
         ]
+        return Example(name, tuple(segments), scene.kind, SOURCE, LICENCE)
+    segments = []
+    if scene.source is not None:
+        first = _image("vit", scene.source, "source")
+        if scene.kind == "editing":
+            facts = {"moments": latents.source, "moments_vae": latents.digest}
+            segments.append(dataclasses.replace(first, kind="vae", **facts))
+        segments.append(first)
+    if scene.kind == "t2i":
+        segments.append(Segment("text", text=scene.words(), role="prompt"))
+    else:
+        segments += [
+            _image("vit", scene.references[piece], "reference")
+            if isinstance(piece, int)
+            else Segment("text", text=piece, role="prompt")
+            for piece in scene.pieces()
+        ]
+    segments += [_image("target", scene.target, "", latents.target, latents.digest)] * draws
     return Example(name, tuple(segments), scene.kind, SOURCE, LICENCE)
 
 
@@ -105,21 +206,32 @@ def tokenizer_of(scenes: Iterable[Scene], vocab_size: int, tokens) -> Tokenizer:
 def write_prompts(folder, chosen: Iterable[Scene]) -> pathlib.Path:
     """Writes scenes as prompts of the generate command; returns `folder`/prompts.jsonl.
 
-    A line is {"prompt": "A [img:0_0.png] on grass."}. Beside it lie the references and the targets,
-    `0_target.png`, and `words.txt` has the same sentences with nouns for pictures.
+    A line is {"prompt": "A [img:0_0.png] on grass.", "width": 64, "height": 64}, of an edit with
+    "source" too; the first of two frames stands before its sentence. Beside it lie the pictures and
+    the targets, `0_target.png`, and `words.txt` has the sentences with nouns for pictures.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     prompts, words = [], []
     for number, scene in enumerate(chosen):
-        for at, reference in enumerate(scene.references):
-            (folder / f"{number}_{at}.png").write_bytes(_png(reference))
-        (folder / f"{number}_target.png").write_bytes(_png(scene.target))
+        pictures = {f"{number}_{at}.png": one for at, one in enumerate(scene.references)}
+        pictures |= {f"{number}_target.png": scene.target}
         sentence = "".join(
             f"[img:{number}_{piece}.png]" if isinstance(piece, int) else piece
             for piece in scene.pieces()
         )
-        prompts.append(json.dumps({"prompt": sentence}))
+        row = {"prompt": sentence, "width": scene.target.shape[1], "height": len(scene.target)}
+        if scene.source is not None:
+            first = f"{number}_source.png"
+            pictures[first] = scene.source
+            row |= (
+                {"source": first}
+                if scene.kind == "editing"
+                else {"prompt": f"[img:{first}]{sentence}"}
+            )
+        for name, pixels in pictures.items():
+            (folder / name).write_bytes(_png(pixels))
+        prompts.append(json.dumps(row))
         words.append(scene.words())
     (folder / "words.txt").write_text("\n".join(words) + "\n")
     file = folder / "prompts.jsonl"

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -11,8 +13,9 @@ def art():
 
 
 def pairs(art, count):
-    config = world.WorldConfig(alone=0.0)
-    return [world.draw_scene(art, "validation", 0, n, config) for n in range(count)]
+    config = world.WorldConfig(objects=(0, 1), kinds=(1, 0, 0, 0, 0), counts=0.0)
+    scenes = (world.draw_scene(art, "validation", 0, n, config) for n in itertools.count())
+    return list(itertools.islice((s for s in scenes if s.relation != "front"), count))
 
 
 def verdicts(art, scenes, drawings):

@@ -16,7 +16,7 @@ def drawn(tmp_path_factory):
     """Three scenes and placeholder results: the targets, and grey pictures under controls."""
     folder = tmp_path_factory.mktemp("held_out")
     art = artwork.load(demo_page.ARTWORK)
-    config = world.WorldConfig(alone=0.0, shares=(1.0, 0.0, 0.0))
+    config = world.WorldConfig(objects=(0, 1), kinds=(1, 0, 0, 0, 0), counts=0.0)
     scenes = [world.draw_scene(art, "validation", 0, n, config) for n in range(3)]
     sentences = held_out.read(world_records.write_prompts(folder, scenes))
     grey = Image.new("RGB", (64, 64), "grey")

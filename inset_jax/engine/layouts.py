@@ -1,0 +1,175 @@
+"""Where the objects of a scene stand, and the words that say so.
+
+The canvas grows with the number of objects, in cells of CELL pixels, about one an object. A layout
+has a place for each object and one sentence in which each picture stands once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inset_jax.engine import phrases
+from inset_jax.engine.draws import Draws
+
+CELL = 32
+SHAPES = {  # objects -> columns and rows of cells, one of these
+    1: ((2, 2),),
+    2: ((2, 2),),
+    3: ((3, 2), (2, 3)),
+    4: ((3, 2), (2, 3)),
+    5: ((3, 3),),
+    6: ((3, 3),),
+    7: ((4, 3), (3, 4)),
+    8: ((4, 3), (3, 4)),
+}
+MOST = max(SHAPES)
+COPIES = (2, 3, 4)  # of one object, where a sentence counts
+STEPS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
+IN_FRONT = 0.25  # of a cell: how far the front one of two stands from the middle, to one side
+
+
+class Layout(NamedTuple):
+    """Places for objects, and a sentence. Lengths in cells."""
+
+    relation: str  # how the places are said: a key of STEPS, "alone", "front", "rows", ...
+    shape: tuple[int, int]  # columns and rows of the canvas
+    centres: list[tuple[float, float]]  # column and row of each object's middle
+    numbers: list[int]  # which picture of the sentence each object shows
+    sentence: str  # with {0}, {1}, ... for pictures, {0s} where it is one of several, and {ground}
+
+
+def alone(draws: Draws) -> Layout:
+    return Layout("alone", (2, 2), [(1.0, 1.0)], [0], draws.pick(phrases.ALONE))
+
+
+def pair(relation: str, draws: Draws) -> Layout:
+    """Two objects about the middle; the first stands at the relation to the second."""
+    across, down = STEPS[relation]
+    centres = [(1 + across / 2, 1 + down / 2), (1 - across / 2, 1 - down / 2)]
+    return Layout(relation, (2, 2), centres, [0, 1], draws.pick(phrases.PAIRS[relation]))
+
+
+def front(draws: Draws) -> Layout:
+    """The first object before the second: lower, to one side, and drawn after it."""
+    side = IN_FRONT * draws.sign() * draws.between(0.6, 1.0)
+    centres = [(1 - side / 2, 0.85), (1 + side, 1.3)]
+    return Layout("front", (2, 2), centres, [1, 0], draws.pick(phrases.PAIRS["front"]))
+
+
+def lines(shape: tuple[int, int], numbers: Sequence[Sequence[int]], upright: bool, draws: Draws):
+    """Rows (or, upright, columns) of objects, spread evenly."""
+    long, wide = shape[upright], shape[not upright]
+    centres = [
+        ((at + 0.5) * long / len(line), (row + 0.5) * wide / len(numbers))
+        for row, line in enumerate(numbers)
+        for at in range(len(line))
+    ]
+    centres = [(y, x) if upright else (x, y) for x, y in centres]
+    sentence = phrases.of_lines(numbers, upright, draws)
+    flat = [number for line in numbers for number in line]
+    return Layout("columns" if upright else "rows", shape, centres, flat, sentence)
+
+
+def spots(shape: tuple[int, int], count: int, draws: Draws) -> Layout:
+    """Corners, sides and the middle, each said by its name."""
+    chosen = draws.order(all_spots(shape))[:count]
+    centres = [centre_of(shape, spot) for spot in chosen]
+    names = [phrases.spot_name(spot, draws) for spot in chosen]
+    return Layout("spots", shape, centres, list(range(count)), phrases.of_spots(names, draws))
+
+
+def all_spots(shape: tuple[int, int]) -> list[tuple[str, str]]:
+    """The named spots of a canvas: at most three across and three down."""
+    across, down = (phrases.ACROSS[min(shape[0], 3)], phrases.DOWN[min(shape[1], 3)])
+    return [(row, column) for row in down for column in across]
+
+
+def centre_of(shape: tuple[int, int], spot: tuple[str, str]) -> tuple[float, float]:
+    across, down = (phrases.ACROSS[min(shape[0], 3)], phrases.DOWN[min(shape[1], 3)])
+    row, column = down.index(spot[0]), across.index(spot[1])
+    return (column + 0.5) * shape[0] / len(across), (row + 0.5) * shape[1] / len(down)
+
+
+def chain(shape: tuple[int, int], count: int, draws: Draws) -> Layout:
+    """Each object beside one that was named before it; the whole in the middle."""
+    cells, links = [(0, 0)], []
+    while len(cells) < count:
+        base, relation = draws.whole(0, len(cells) - 1), draws.pick(list(STEPS))
+        step = STEPS[relation]
+        cell = (cells[base][0] + step[0], cells[base][1] + step[1])
+        if cell in cells or not _fits([*cells, cell], shape):
+            continue
+        cells.append(cell)
+        links.append((base, relation))
+    low = [min(cell[dim] for cell in cells) for dim in range(2)]
+    high = [max(cell[dim] for cell in cells) for dim in range(2)]
+    centres = [
+        tuple(shape[dim] / 2 + cell[dim] - (low[dim] + high[dim]) / 2 for dim in range(2))
+        for cell in cells
+    ]
+    return Layout("chain", shape, centres, list(range(count)), phrases.of_chain(links, draws))
+
+
+def _fits(cells: Sequence[tuple[int, int]], shape: tuple[int, int]) -> bool:
+    return all(
+        max(cell[dim] for cell in cells) - min(cell[dim] for cell in cells) < shape[dim]
+        for dim in range(2)
+    )
+
+
+def _divided(count: int, longest: int, most: int, draws: Draws) -> list[int]:
+    """Lengths of lines that hold `count` objects: at most `most` lines of at most `longest`."""
+    fewest = -(-count // longest)
+    number = draws.whole(fewest, max(min(most, count - 1), fewest))
+    lengths = [1] * number
+    for _ in range(count - number):
+        lengths[draws.pick([n for n, length in enumerate(lengths) if length < longest])] += 1
+    return lengths
+
+
+def _lines(shape: tuple[int, int], count: int, counted: bool, draws: Draws) -> Layout | None:
+    """Rows or columns; if `counted`, one line is copies of one object (None where none is long)."""
+    upright = draws.chance(0.5)
+    # three lines are the most that have names: top, middle, bottom
+    lengths = _divided(count, shape[upright], min(shape[not upright], 3), draws)
+    several = [n for n, length in enumerate(lengths) if length in COPIES]
+    if counted and not several:
+        return None
+    same = draws.pick(several) if counted else -1
+    numbers, next_number = [], 0
+    for n, length in enumerate(lengths):
+        numbers.append(
+            [next_number] * length if n == same else list(range(next_number, next_number + length))
+        )
+        next_number = numbers[-1][-1] + 1
+    return lines(shape, numbers, upright, draws)
+
+
+def draw_layout(count: int, counted: bool, draws: Draws) -> Layout:
+    """Draws a layout of `count` objects, 1 to MOST.
+
+    Args:
+      counted: several of the objects are copies of one ("three [star] in a row").
+
+    Raises:
+      ValueError: no layout has so many objects.
+    """
+    if count not in SHAPES:
+        raise ValueError(f"a scene of {count} objects: there are 1 to {MOST}")
+    shape = draws.pick(SHAPES[count])
+    if counted and count > 1:
+        while (found := _lines(shape, count, True, draws)) is None:
+            pass
+        return found
+    if count == 1:
+        return alone(draws)
+    if count == 2:
+        return front(draws) if draws.chance(0.2) else pair(draws.pick(list(STEPS)), draws)
+    ways = ["lines", "spots"] + ["chain"] * (count <= phrases.LONGEST_CHAIN)
+    way = draws.pick(ways)
+    if way == "chain":
+        return chain(shape, count, draws)
+    if way == "spots":
+        return spots(shape, count, draws)
+    return _lines(shape, count, False, draws)

@@ -1,0 +1,164 @@
+"""What stands on a scene's ground, before a pixel is drawn: objects, places, sizes, the ground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from inset_jax.engine import layouts, phrases
+from inset_jax.engine.artwork import COLOURS, Artwork, Thing
+from inset_jax.engine.draws import Draws
+from inset_jax.engine.layouts import CELL, MOST, Layout
+from inset_jax.engine.sprites import Look
+
+TURN_STEP = 5  # degrees between two turns that occur
+GROUNDS_TRIED = 3
+CONTRAST = 60.0  # levels, over the three channels, between a ground and an object's mean colour
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What scenes look like. Lengths in pixels, ranges include both ends, shares are of scenes."""
+
+    objects: tuple[float, ...] = (0.12, 0.28, 0.15, 0.13, 0.1, 0.09, 0.07, 0.06)  # how many: 1 to 8
+    kinds: tuple[float, ...] = (0.78, 0.06, 0.08, 0.05, 0.03)  # of world.KINDS
+    reference: int = 32  # side of a reference picture
+    side: tuple[int, int] = (22, 29)  # of one object of several
+    small_side: tuple[int, int] = (15, 19)  # of one that is said to be small, or big
+    big_side: tuple[int, int] = (29, 31)
+    alone: float = 1.55  # a single object is so much larger
+    behind_side: tuple[int, int] = (34, 38)  # of an object that stands behind another,
+    before_side: tuple[int, int] = (20, 24)  # and of that other
+    jitter: int = 2  # of an object's middle
+    turned: float = 0.25  # share of scenes whose objects are turned,
+    most_turn: int = 15  # each by so many degrees at most,
+    reference_turn: int = 20  # and every reference
+    photographs: float = 0.25  # share of scenes, and of references, on a photograph
+    sizes: float = 0.15  # share whose objects are said to be small or big
+    counts: float = 0.15  # share in which several objects are copies of one
+    light: float = 0.2  # how much a reference may be brighter, darker, tinted
+
+
+class Place(NamedTuple):
+    """Where an object stands in a picture. Lengths in pixels."""
+
+    thing: int  # which one it is
+    x: int  # of its middle
+    y: int
+    side: int
+    turn: int = 0  # degrees, counterclockwise
+
+
+class Content(NamedTuple):
+    """What a picture shows."""
+
+    shape: tuple[int, int]  # columns and rows of cells
+    things: tuple[Thing, ...]
+    places: tuple[Place, ...]  # from back to front
+    ground: str
+
+
+class Change(NamedTuple):
+    """A sentence, what it asks for and, of an edit or two frames, what was there before."""
+
+    relation: str
+    sentence: str  # numbers are those of `after.things`, which `before` shares
+    after: Content
+    before: Content | None = None
+
+
+class Stage:
+    """Draws the parts of one scene in order; no object twice, nor two that look alike."""
+
+    def __init__(self, artwork: Artwork, config: WorldConfig, split: str, recolour: bool, key):
+        """Args:
+        recolour: training objects change their colours in half of the scenes, which makes new ones
+          of them; not where nouns or named colours are said of them.
+        """
+        self.config, self.draws = config, Draws(*key)
+        self._artwork = artwork
+        self._pool = artwork.things[split]
+        self._groups: set[str] = set()
+        self._varies, self._recolour = split == "train", recolour
+
+    def thing(self) -> Thing:
+        """Draws an object, in training perhaps mirrored and in other colours."""
+        thing = self.draws.pick(self._pool)
+        while thing.group in self._groups:
+            thing = self.draws.pick(self._pool)
+        self._groups.add(thing.group)
+        if not self._varies:
+            return thing
+        mirrored = self.draws.chance(0.5)
+        changed = self._recolour and self.draws.chance(0.5)
+        bands = tuple(self.draws.order(range(3))) if changed else (0, 1, 2)
+        return thing._replace(look=Look(mirrored, bands))
+
+    def ground(self, things: Sequence[Thing], other: str = "") -> str:
+        """Draws a ground, not `other`, that no object vanishes on, or the best of a few."""
+        photograph = self._artwork.grounds and self.draws.chance(self.config.photographs)
+        names = sorted(self._artwork.grounds) if photograph else list(COLOURS)
+        tried = self.draws.order([name for name in names if name != other])[:GROUNDS_TRIED]
+        contrast = [min(self._contrast(name, thing) for thing in things) for name in tried]
+        good = (name for name, value in zip(tried, contrast, strict=True) if value >= CONTRAST)
+        return next(good, tried[contrast.index(max(contrast))])
+
+    def _contrast(self, ground: str, thing: Thing) -> float:
+        own, under = thing.sprite.colour, self._artwork.ground_colour(ground)
+        return sum(abs(own[band] - under[n]) for n, band in enumerate(thing.look.bands))
+
+    def tells(self, colour: str, ground: str) -> bool:
+        """Whether something of a colour can be told from a ground."""
+        pairs = zip(COLOURS[colour], self._artwork.ground_colour(ground), strict=True)
+        return sum(abs(own - under) for own, under in pairs) > 2 * CONTRAST
+
+    def lay_out(self, count: int, counted: bool = False, sized: bool = False) -> Change:
+        """Draws a layout of `count` objects, the objects, their places and the ground."""
+        layout = layouts.draw_layout(count, counted, self.draws)
+        return self.fill(layout, sized)
+
+    def fill(self, layout: Layout, sized: bool = False) -> Change:
+        """Draws objects for a layout, and where exactly they stand."""
+        count = max(layout.numbers) + 1
+        things = tuple(self.thing() for _ in range(count))
+        sizes, sentence = [""] * count, layout.sentence
+        if sized and layout.relation != "front":
+            sizes = [self.draws.pick(phrases.SIZES) for _ in range(count)]
+            sentence = phrases.sized(sentence, sizes)
+        turned = self.draws.chance(self.config.turned)
+        places = [
+            self.place(number, layout, centre, sizes[number], turned)
+            for number, centre in zip(layout.numbers, layout.centres, strict=True)
+        ]
+        after = Content(layout.shape, things, tuple(places), self.ground(things))
+        return Change(layout.relation, sentence, after)
+
+    def place(self, number: int, layout: Layout, centre, size: str = "", turned: bool = False):
+        """Draws where exactly, how large and how much turned an object stands."""
+        config, draws = self.config, self.draws
+        low, high = {"small": config.small_side, "big": config.big_side, "": config.side}[size]
+        if layout.relation == "alone":
+            low, high = (round(config.alone * side) for side in (low, high))
+        elif layout.relation == "front":
+            low, high = config.behind_side if number else config.before_side
+        side = draws.whole(low, high)
+        most = config.most_turn // TURN_STEP
+        turn = TURN_STEP * draws.whole(-most, most) if turned else 0
+        x, y = (
+            self._jittered(CELL * at, side, CELL * cells)
+            for at, cells in zip(centre, layout.shape, strict=True)
+        )
+        return Place(number, x, y, side, turn)
+
+    def _jittered(self, at: float, side: int, length: int) -> int:
+        """A coordinate a little off, with the whole object inside."""
+        at = round(at) + self.draws.whole(-self.config.jitter, self.config.jitter)
+        return min(max(at, side // 2), length - side + side // 2)
+
+    def count(self, most: int = MOST) -> int:
+        """Draws a number of objects."""
+        weights = [*self.config.objects, *[0.0] * MOST][:most]
+        if not any(weights):  # all scenes of this world have more objects
+            return most
+        return self.draws.weighted(range(1, most + 1), weights)
