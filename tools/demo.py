@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     subprocess.run(command, check=True)
     trained = time.monotonic() - began
     say(4, "held-out sentences, as written and under controls")
+    from inset_jax.evaluate import table
     from tools import demo_page
 
     results = demo_page.draw(run, folder / "held_out" / "prompts.jsonl")
@@ -50,8 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     times = {"training": trained, "everything": time.monotonic() - began}
     page = options.out / "demo.html"
     page.write_text(demo_page.render(run, results, figures, times, killed), encoding="utf-8")
-    for row in demo_page.table(figures):
-        print("".join(f"{cell:>24}" for cell in row))
+    print(table.text(demo_page.figures_table(figures)))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {time.monotonic() - began:.0f} s in all")
     return 0
 

@@ -7,94 +7,57 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from inset_jax.core import page
 from inset_jax.engine import artwork
-from inset_jax.engine.judge import judge
-from inset_jax.evaluate import held_out
+from inset_jax.engine.judge import CHANCE
+from inset_jax.evaluate import held_out, table
 from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, SWAPPED
+from tools import judging
 
-BATCH = 8  # sentences in one run
 SHOWN = 16  # sentences on the page
 ARTWORK = "assets/demo"
+COLUMNS = ("identity", "sharp identity", "relation")
 
 
 class Results(NamedTuple):
-    """Held-out sentences and the drawing of each under every condition."""
+    """Held-out sentences and the drawings of each under every condition."""
 
     sentences: list[held_out.Sentence]
-    drawings: dict[str, list[Image.Image]]
-
-
-class Figures(NamedTuple):
-    """What drawings under one condition are worth, measured against the sentence as written."""
-
-    psnr: float  # dB to the target
-    identity: float  # share of places where the right one of `candidates` objects is nearest
-    order: float  # share of places nearer to their own object than to the other of the scene
-    candidates: int
+    drawings: dict[str, list[list[Image.Image]]]  # condition -> one list a sentence
 
 
 def draw(run: pathlib.Path, prompts: pathlib.Path) -> Results:
     """Draws all sentences under all conditions, from the same noise."""
-    from inset_jax.sample.api import Generator, Options
-    from inset_jax.sample.prompt import Prompt
+    from inset_jax.sample.api import Generator
 
     generator = Generator.load(str(run))
     sentences = held_out.read(prompts)
-    drawings: dict[str, list[Image.Image]] = {}
+    drawings: dict[str, list[list[Image.Image]]] = {}
     for condition in CONDITIONS:
-        pieces = held_out.under(condition, sentences)
-        drawings[condition] = []
-        for start in range(0, len(pieces), BATCH):
-            some = [
-                Prompt(own, seed=start + n) for n, own in enumerate(pieces[start : start + BATCH])
-            ]
-            made = generator.draw_all(some, Options())
-            drawings[condition] += [one.pictures[0] for one in made]
-        print(f"{condition}: {len(pieces)} pictures", flush=True)
+        drawings[condition] = held_out.draw(generator, sentences, condition)
+        print(f"{condition}: {len(sentences)} pictures", flush=True)
     return Results(sentences, drawings)
 
 
-def measure(results: Results, scenes: Sequence) -> dict[str, Figures]:
-    """Returns figures for every condition; `scenes` are those behind the sentences."""
-    candidates = artwork.load(ARTWORK).things["validation"]
-    figures = {}
-    for condition, drawings in results.drawings.items():
-        verdicts = [
-            verdict
-            for scene, drawing in zip(scenes, drawings, strict=True)
-            for verdict in judge(scene, np.asarray(drawing), candidates)
-        ]
-        psnr = [
-            held_out.psnr(drawing, sentence.target)
-            for drawing, sentence in zip(drawings, results.sentences, strict=True)
-        ]
-        figures[condition] = Figures(
-            float(np.mean(psnr)),
-            float(np.mean([verdict.rank == 0 for verdict in verdicts])),
-            float(np.mean([verdict.in_order for verdict in verdicts])),
-            len(candidates),
-        )
-    return figures
-
-
-def table(figures: Mapping[str, Figures]) -> list[list[str]]:
-    candidates = next(iter(figures.values())).candidates
-    head = ["", f"right one of {candidates}", "own object nearer", "PSNR to target"]
-    rows = [
-        [condition, f"{own.identity:.0%}", f"{own.order:.0%}", f"{own.psnr:.1f} dB"]
-        for condition, own in figures.items()
+def measure(results: Results, scenes: Sequence) -> list[table.Row]:
+    """Returns a row for every condition; `scenes` are those behind the sentences."""
+    art, name = artwork.load(ARTWORK), f"{len(scenes)} held-out sentences"
+    return [
+        table.Row(name, condition, judging.figures(scenes, drawings, art))
+        for condition, drawings in results.drawings.items()
     ]
-    return [head, *rows, ["chance", f"{1 / candidates:.0%}", "50%", ""]]
+
+
+def figures_table(rows: Sequence[table.Row]) -> list[list[str]]:
+    return table.table(rows, {column: CHANCE[column] for column in COLUMNS})
 
 
 def render(
     run: pathlib.Path,
     results: Results,
-    figures: Mapping[str, Figures],
+    figures: Sequence[table.Row],
     times: Mapping[str, float],
     killed: int,
 ) -> str:
@@ -105,9 +68,9 @@ def render(
     rows = []
     for number, sentence in enumerate(results.sentences[:SHOWN]):
         shown = {
-            "drawn": results.drawings[AS_WRITTEN][number],
+            "drawn": results.drawings[AS_WRITTEN][number][0],
             "target, never seen by the model": sentence.target,
-            "drawn with the pictures swapped": results.drawings[SWAPPED][number],
+            "drawn with the pictures swapped": results.drawings[SWAPPED][number][0],
         }
         rows.append(page.Row(sentence.pieces, shown))
     facts = {
@@ -126,11 +89,11 @@ def render(
         ),
         page.Section(
             "What the drawings are worth",
-            "At every place the nearest of all held-out objects is looked for, pixel by pixel. "
-            "Each row draws the same sentences from the same noise and is compared with the "
-            "sentence as written: if the pictures in the sentence did nothing, the rows would "
-            "agree.",
-            table=table(figures),
+            "At every place the one of 64 held-out objects that explains the drawing best is "
+            "looked for, pixel by pixel; in brackets 95% intervals. Each row draws the same "
+            "sentences from the same noise and is compared with the sentence as written: if the "
+            "pictures in the sentence did nothing, the rows would agree.",
+            table=figures_table(figures),
         ),
         page.Section("The run", facts=facts),
         page.Section("Losses", picture=curves.read_bytes() if curves.exists() else b""),

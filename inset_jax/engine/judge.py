@@ -1,66 +1,166 @@
-"""Which object stands at each place of a drawing: a plain comparison of pixels.
+"""Whether a drawing is what its sentence asked for: a comparison of pixels, no model.
 
-Every candidate is put on the true ground at the true place; the one whose pixels are nearest wins.
-It forgives blur that leaves colours and outlines where they were, and nothing else: an object a few
-pixels off, or of another size, is judged as it is.
+    identity    at each place, the right one of all candidates explains the drawing best
+    sharp       the same without tolerance for blur
+    relation    for each two objects: they stand where they should rather than the other way round
+    count       of an object that should stand there several times: every copy is there
+    attribute   of an edit or a second frame: what should have changed has
+
+Shifts up to matching.SHIFT pixels, 8% of size and blur that leaves colours and outlines where they
+were are forgiven, in all but `sharp`. Copies beyond those that were asked for are not looked for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.engine.artwork import Thing
-from inset_jax.engine.stage import Place
-from inset_jax.engine.world import Scene, put
+from inset_jax.engine import matching
+from inset_jax.engine.artwork import COLOURS, Artwork, Thing
+from inset_jax.engine.edits import PAINTS
+from inset_jax.engine.matching import Scores
+from inset_jax.engine.sprites import Look
+from inset_jax.engine.world import Scene
 
-MARGIN = 2  # pixels around an object that count
+CHANCE = {  # of what `outcomes` returns, among 64 candidates; None where it is no one figure
+    "identity": 1 / 64,
+    "sharp identity": 1 / 64,
+    "relation": 1 / 2,
+    "count": None,
+    "attribute": None,
+}
+PRESENT = 0.3  # of what a perfect drawing of an object explains: from here on it is there
+TURNS = (0, 90, 180, -90)  # degrees between which a tipped object is told
 
 
 class Verdict(NamedTuple):
-    """What was found at one place."""
+    """What was found in one drawing."""
 
-    rank: int  # of the right object among the candidates; 0 is first
-    in_order: bool  # nearer to its own object than to the other one of the scene
+    # at each place (of an edit or a second frame, each that changed) the rank of the right object
+    # among the candidates; 0 is first
+    ranks: tuple[int, ...]
+    sharp_ranks: tuple[int, ...]
+    relations: tuple[bool, ...]  # of each two different objects, one of which is at such a place
+    counts: tuple[bool, ...]  # of each object that stands there several times
+    attribute: bool | None  # None where nothing was to change
 
 
-def judge(scene: Scene, drawing: np.ndarray, candidates: Sequence[Thing]) -> list[Verdict]:
-    """Judges the places of a scene; scenes of one object are in order by definition.
+def judge(
+    scene: Scene, drawing: np.ndarray, candidates: Sequence[Thing], artwork: Artwork
+) -> Verdict:
+    """Judges a drawing.
 
     Args:
-      drawing: uint8 [canvas, canvas, 3], drawn for the sentence of `scene`.
+      drawing: uint8 [height, width, 3], drawn for the sentence of `scene`.
       candidates: objects that might stand there, those of the scene among them.
+
+    Raises:
+      ValueError: the drawing has another size, or an object of the scene is no candidate.
     """
     names = [thing.name for thing in candidates]
-    verdicts = []
-    for at, place in enumerate(scene.places):
-        thing = scene.things[place.thing]
-        distance = _distances(scene, drawing, place, candidates)
-        own = distance[names.index(thing.name)]
-        others = [
-            distance[names.index(scene.things[other.thing].name)]
-            for n, other in enumerate(scene.places)
-            if n != at and other.thing != place.thing
-        ]
-        rank = int(np.sum(distance < own))
-        verdicts.append(Verdict(rank, all(own < other for other in others)))
-    return verdicts
+    missing = {scene.things[p.thing].name for p in scene.places} - set(names)
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))} of the scene: not among the candidates")
+    found = matching.score_places(scene, drawing, scene.places, candidates)
+    own = [names.index(scene.things[place.thing].name) for place in scene.places]
+    new = [n for n, place in enumerate(scene.places) if place not in scene.source_places]
+    return Verdict(
+        tuple(_rank(found[n].score, own[n]) for n in new),
+        tuple(_rank(found[n].sharp, own[n]) for n in new),
+        tuple(_relations(found, own, new)),
+        tuple(_counts(found, own)),
+        _attribute(scene, drawing, artwork) if scene.source is not None else None,
+    )
 
 
-def _distances(
-    scene: Scene, drawing: np.ndarray, place: Place, candidates: Sequence[Thing]
-) -> np.ndarray:
-    """Mean squared difference to each candidate around a place: float [candidate]."""
-    reach = place.side // 2 + MARGIN
-    rows = slice(max(place.y - reach, 0), place.y + reach)
-    columns = slice(max(place.x - reach, 0), place.x + reach)
-    ours = drawing[rows, columns].astype(np.float32)
-    distance = []
-    for thing in candidates:
-        canvas = scene.backdrop.copy()
-        put(canvas, thing, place)
-        theirs = canvas[rows, columns].astype(np.float32)
-        distance.append(np.mean((ours - theirs) ** 2))
-    return np.array(distance)
+def outcomes(verdict: Verdict) -> dict[str, list[float]]:
+    """What a verdict says, by column of CHANCE: 1.0 for right."""
+    return {
+        "identity": [float(rank == 0) for rank in verdict.ranks],
+        "sharp identity": [float(rank == 0) for rank in verdict.sharp_ranks],
+        "relation": [float(right) for right in verdict.relations],
+        "count": [float(right) for right in verdict.counts],
+        "attribute": [] if verdict.attribute is None else [float(verdict.attribute)],
+    }
+
+
+def _rank(scores: np.ndarray, own: int) -> int:
+    return int((scores < scores[own]).sum())
+
+
+def _relations(found: Sequence[Scores], own: Sequence[int], new: Sequence[int]):
+    """For each two places of different objects: as they should be, or better exchanged."""
+    for one, two in itertools.combinations(range(len(own)), 2):
+        if own[one] != own[two] and (one in new or two in new):
+            a, b = found[one].score, found[two].score
+            yield bool(a[own[one]] + b[own[two]] < a[own[two]] + b[own[one]])
+
+
+def _counts(found: Sequence[Scores], own: Sequence[int]):
+    """For each object with several places: it, and no other of the scene, is at all of them."""
+    for thing in dict.fromkeys(own):
+        at = [place for place, number in enumerate(own) if number == thing]
+        if len(at) < 2:
+            continue
+        others = [number for number in own if number != thing]
+        yield all(
+            found[place].strength[thing] > PRESENT
+            and all(found[place].score[thing] < found[place].score[other] for other in others)
+            for place in at
+        )
+
+
+def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork) -> bool:
+    """What was to change: the ground or a colour is the said one, a turn too; or it is elsewhere.
+
+    ground      nearest in mean colour and spread, of all grounds, where no object stands
+    paint       the colour that explains the object best, of all paints and its own colours
+    tip         the turn that does, of four
+    others      nearer to the target than to the source where these differ
+    """
+    if scene.relation == "ground":
+        return _nearest_ground(scene, drawing, artwork) == scene.ground
+    if scene.relation in ("paint", "tip"):
+        return _nearest_look(scene, drawing)
+    source, target = (picture.astype(np.float32) for picture in (scene.source, scene.target))
+    changed = (source != target).any(-1)
+    error = [((drawing - one)[changed] ** 2).sum() for one in (target, source)]
+    return bool(error[0] < error[1])
+
+
+def _nearest_ground(scene: Scene, drawing: np.ndarray, artwork: Artwork) -> str:
+    bare = (scene.target == scene.backdrop).all(-1)
+    facts = lambda pixels: np.concatenate([pixels.mean(0), pixels.std(0)])
+    ours = facts(drawing[bare].astype(np.float32))
+    known = {name: np.array([*colour, 0, 0, 0]) for name, colour in COLOURS.items()}
+    known |= {name: facts(own.reshape(-1, 3)) for name, own in artwork.grounds.items()}
+    return min(known, key=lambda name: float(((known[name] - ours) ** 2).sum()))
+
+
+def _nearest_look(scene: Scene, drawing: np.ndarray) -> bool:
+    """Whether a painted or tipped object is what was asked for rather than something else."""
+    old = {place.thing: place for place in scene.source_places}
+    changed = [place for place in scene.places if old.get(place.thing) != place]
+    place = changed[0]
+    thing = scene.things[place.thing]
+    if scene.relation == "tip":
+        options = [(thing, place._replace(turn=turn)) for turn in TURNS]
+        right = options[TURNS.index(place.turn)]
+    else:
+        paints = [COLOURS[name] for name in PAINTS]
+        looks = [Look(thing.look.mirrored, thing.look.bands, paint) for paint in (None, *paints)]
+        options = [(thing._replace(look=look), place) for look in looks]
+        right = next(option for option in options if option[0].look == thing.look)
+    scores = [_alone(scene, drawing, place, *option) for option in options]
+    return scores[options.index(right)] == min(scores)
+
+
+def _alone(scene: Scene, drawing: np.ndarray, place, thing: Thing, as_place) -> float:
+    """Score of one thing, as it might look, at a place of the scene."""
+    things = [thing if n == place.thing else own for n, own in enumerate(scene.things)]
+    places = [as_place if own == place else own for own in scene.places]
+    shown = scene._replace(things=tuple(things), places=tuple(places))
+    return float(matching.score_places(shown, drawing, [as_place], [thing])[0].score[0])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from inset_jax.data import image
 from inset_jax.data.sentence import read_sentence
+
+if TYPE_CHECKING:
+    from inset_jax.sample.api import Generator
 
 Pieces = list[str | Image.Image]
 
@@ -28,6 +31,7 @@ class Sentence(NamedTuple):
     pieces: Pieces  # texts and pictures in reading order
     words: str  # with nouns for the pictures
     target: Image.Image
+    source: Image.Image | None = None  # of an edit
 
 
 def read(prompts: pathlib.Path) -> list[Sentence]:
@@ -37,15 +41,16 @@ def read(prompts: pathlib.Path) -> list[Sentence]:
       ValueError: a picture is missing, or the files have different numbers of lines.
     """
     prompts = pathlib.Path(prompts)
-    lines = prompts.read_text().splitlines()
+    lines = [json.loads(line) for line in prompts.read_text().splitlines()]
     words = (prompts.parent / "words.txt").read_text().splitlines()
     if len(lines) != len(words):
         raise ValueError(f"{prompts}: {len(lines)} prompts, but words.txt has {len(words)} lines")
     return [
         Sentence(
-            read_sentence(json.loads(line)["prompt"], str(prompts.parent)),
+            read_sentence(line["prompt"], str(prompts.parent)),
             word,
             image.load(prompts.parent / f"{number}_target.png"),
+            image.load(prompts.parent / line["source"]) if "source" in line else None,
         )
         for number, (line, word) in enumerate(zip(lines, words, strict=True))
     ]
@@ -80,6 +85,40 @@ def _changed(condition: str, sentences: Sequence[Sentence], number: int) -> Piec
 
 def _pictures(pieces: Pieces) -> list[Image.Image]:
     return [piece for piece in pieces if not isinstance(piece, str)]
+
+
+def draw(
+    generator: Generator,
+    sentences: Sequence[Sentence],
+    condition: str = AS_WRITTEN,
+    seeds: int = 1,
+    batch: int = 8,
+    watch: Callable[[int], None] = lambda pictures: None,
+) -> list[list[Image.Image]]:
+    """Draws sentences under one of CONDITIONS, each `seeds` times: one list a sentence.
+
+    The noise depends on a sentence's number and the seed alone: conditions start from the same.
+
+    Args:
+      batch: pictures in one run.
+      watch: called with the number of pictures of each run, when it is done.
+
+    Raises:
+      ValueError: a picture that the model cannot draw, as `Generator.draw_all` says.
+    """
+    from inset_jax.sample.api import Options
+    from inset_jax.sample.prompt import Prompt
+
+    prompts = [
+        Prompt(pieces, own.source, own.target.height, own.target.width, number * seeds)
+        for number, (own, pieces) in enumerate(zip(sentences, under(condition, sentences)))
+    ]
+    step, drawings = max(batch // seeds, 1), []
+    for start in range(0, len(prompts), step):
+        made = generator.draw_all(prompts[start : start + step], Options(pictures=seeds))
+        drawings += [one.pictures for one in made]
+        watch(sum(len(one.pictures) for one in made))
+    return drawings
 
 
 def psnr(picture: Image.Image, target: Image.Image) -> float:

@@ -20,20 +20,23 @@ def drawn(tmp_path_factory):
     scenes = [world.draw_scene(art, "validation", 0, n, config) for n in range(3)]
     sentences = held_out.read(world_records.write_prompts(folder, scenes))
     grey = Image.new("RGB", (64, 64), "grey")
-    drawings = {condition: [grey] * 3 for condition in held_out.CONDITIONS}
-    drawings[held_out.AS_WRITTEN] = [sentence.target for sentence in sentences]
+    drawings = {condition: [[grey]] * 3 for condition in held_out.CONDITIONS}
+    drawings[held_out.AS_WRITTEN] = [[sentence.target] for sentence in sentences]
     return scenes, demo_page.Results(sentences, drawings)
 
 
 def test_figures_tell_good_drawings_from_grey_ones(drawn):
     scenes, results = drawn
-    figures = demo_page.measure(results, scenes)
-    assert figures[held_out.AS_WRITTEN] == demo_page.Figures(100.0, 1.0, 1.0, 64)
-    for condition in held_out.CONDITIONS[1:]:
-        assert figures[condition].identity <= 1 / 3 and figures[condition].psnr < 30
-    rows = demo_page.table(figures)
-    assert [row[0] for row in rows[1:]] == [*held_out.CONDITIONS, "chance"]
-    assert rows[1][1:] == ["100%", "100%", "100.0 dB"]
+    rows = demo_page.measure(results, scenes)
+    assert [row.condition for row in rows] == list(held_out.CONDITIONS)
+    right, *grey = [row.columns for row in rows]
+    assert right["identity"].mean == right["relation"].mean == right["sharp identity"].mean == 1.0
+    assert right["PSNR"].mean == 100.0
+    for columns in grey:
+        assert columns["identity"].mean <= 1 / 3 and columns["PSNR"].mean < 30
+    lines = demo_page.figures_table(rows)
+    assert [line[1] for line in lines[1:]] == [*held_out.CONDITIONS, "chance"]
+    assert lines[1][2].startswith("100% (") and lines[1][-1].startswith("100.0 dB")
 
 
 def test_page_shows_every_sentence_with_its_pictures_in_place(drawn, tmp_path, monkeypatch):

@@ -1,0 +1,28 @@
+import pytest
+
+from inset_jax.engine import artwork, exam
+
+
+@pytest.fixture(scope="module")
+def art():
+    return artwork.load("assets/demo")
+
+
+def test_each_row_has_what_its_name_says(art):
+    held_out = {thing.name for thing in art.things["validation"]}
+    for row in exam.ROWS:
+        scenes = exam.scenes(art, row, 6)
+        assert len(scenes) == 6
+        for scene in scenes:
+            assert {thing.name for thing in scene.things} <= held_out
+            if row in exam.REFERENCES:
+                assert len(scene.references) == len(scene.places) == exam.REFERENCES[row]
+            elif row == "counts":
+                assert len(scene.references) < len(scene.places)
+            else:
+                assert scene.kind.startswith({"editing": "editing", "frames": "video"}[row])
+
+
+def test_rows_that_are_not_there_are_refused(art):
+    with pytest.raises(ValueError, match="row 'nine': there are 1 reference, 2 references"):
+        exam.scenes(art, "nine", 1)

@@ -1,0 +1,102 @@
+"""The command with a stand-in that draws grey pictures."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import tiny
+from inset_jax.core.config import SampleConfig, edit
+from inset_jax.engine import artwork, exam
+from inset_jax.evaluate import held_out
+from inset_jax.sample.api import Generator
+from tools import judge, judging
+
+FEW = SampleConfig(num_timesteps=2, alpha=1.0, beta=2.0)
+
+
+class StandIn:
+    """Draws grey pictures of the size that is asked for, up to 96 pixels a side."""
+
+    config = edit(tiny.experiment(), model__latents__max_side=6)
+    sampler = types.SimpleNamespace(params={"model": {"a": np.ones(3)}, "vae": {"b": np.ones(2)}})
+
+    def __init__(self):
+        self.info = {"path": "somewhere", "step": 7}
+        self.asked = []
+
+    def settings(self):
+        return FEW
+
+    def draw_all(self, prompts, options):
+        self.asked += prompts
+        grey = lambda prompt: Image.new("RGB", (prompt.width, prompt.height), "grey")
+        return [
+            types.SimpleNamespace(pictures=[grey(prompt)] * options.pictures) for prompt in prompts
+        ]
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    own = StandIn()
+    monkeypatch.setattr(Generator, "load", lambda *_: own)
+    monkeypatch.setattr(judging, "untrained", lambda generator: own)
+    return own
+
+
+def test_the_command_draws_every_row_and_writes_what_it_prints(stand_in, tmp_path, capsys):
+    out = tmp_path / "new" / "table.json"
+    command = ["--checkpoint", "nowhere", "--out", str(out), "--seeds", "2", "--sentences", "3"]
+    rows = "--rows", "2 references,editing,frames,8 references", "--controls", "2 references"
+    assert judge.main([*command, *rows]) == 0
+    facts = json.loads(out.read_text())
+    drawn = [(row["sentences"], row["drawn"]) for row in facts["rows"]]
+    controls = [*held_out.CONDITIONS[1:], judging.UNTRAINED]
+    rows = ["2 references", "editing", "frames"]
+    assert drawn == [(row, held_out.AS_WRITTEN) for row in rows] + [
+        ("2 references", control) for control in controls
+    ]
+    assert "multiples of 16 from 16 to 96" in facts["left_out"]["8 references"]
+    columns = facts["rows"][0]["columns"]
+    assert columns["identity"]["values"] == 3 * 2 * 2  # sentences, seeds, places
+    assert columns["identity"]["mean"] < 0.5 and columns["PSNR"]["sentences"] == 3
+    assert facts["rows"][1]["columns"]["attribute"]["values"] == 3 * 2
+    assert len(facts["sha256"]) == 64 and facts["step"] == 7
+    assert facts["sampling"]["num_timesteps"] == 2
+    printed = capsys.readouterr().out
+    assert "of 42 pictures, " in printed and "a second, 0 s left" in printed
+    assert "left out: 8 references" in printed and "chance" in printed
+
+
+def test_controls_are_drawn_from_the_same_noise(stand_in, tmp_path):
+    command = ["--checkpoint", "x", "--out", str(tmp_path / "t.json"), "--sentences", "2"]
+    assert judge.main([*command, "--rows", "2 references", "--controls", "2 references"]) == 0
+    seeds = [prompt.seed for prompt in stand_in.asked]
+    assert seeds == [0, 3] * 5
+    pictures = lambda prompt: [piece for piece in prompt.pieces if not isinstance(piece, str)]
+    written, swapped = stand_in.asked[0], stand_in.asked[2]
+    assert pictures(swapped) == pictures(written)[::-1]
+    assert pictures(stand_in.asked[6]) == []
+
+
+def test_an_unknown_row_is_refused(stand_in, tmp_path, capsys):
+    command = ["--checkpoint", "x", "--out", str(tmp_path / "t.json"), "--rows", "9 references"]
+    assert judge.main(command) == 1
+    assert "row '9 references': there are" in capsys.readouterr().err
+
+
+def test_a_scene_is_asked_for_as_its_record_has_it():
+    art = artwork.load("assets/demo")
+    for row, count in (("editing", 6), ("frames", 6), ("3 references", 2)):
+        for scene in exam.scenes(art, row, count):
+            asked = judging.sentence(scene)
+            pictures = [piece for piece in asked.pieces if not isinstance(piece, str)]
+            expected = [scene.references[n] for n in scene.pieces() if isinstance(n, int)]
+            expected = [scene.source] * (row == "frames") + expected
+            assert len(pictures) == len(expected)
+            for picture, pixels in zip(pictures, expected, strict=True):
+                np.testing.assert_array_equal(np.asarray(picture), pixels)
+            assert (asked.source is not None) == (row == "editing")
+            np.testing.assert_array_equal(np.asarray(asked.target), scene.target)

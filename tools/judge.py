@@ -1,0 +1,81 @@
+"""Draws held-out sentences with a checkpoint and judges the drawings: the project's table.
+
+    python -m tools.judge --checkpoint runs/demo --out table.json --seeds 3 --sentences 48
+
+Rows: 1 to 8 references, sentences that count, edits, second frames; for --controls also references
+of another sentence, swapped ones, none, and untrained weights. Columns, each with a 95% interval
+over sentences: inset_jax/engine/judge.py says what they mean. A row whose pictures are larger than
+the model can draw is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+CONTROLS = ("2 references", "5 references")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.judge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--checkpoint", required=True, help="folder of a run or of one checkpoint")
+    flag("--out", type=pathlib.Path, required=True, help="JSON file")
+    flag("--seeds", type=int, default=3, help="drawings of each sentence (%(default)s)")
+    flag("--sentences", type=int, default=48, help="of each row (%(default)s)")
+    flag("--rows", help="names between commas, such as: 2 references,editing (all)")
+    flag("--controls", default=",".join(CONTROLS), help="rows drawn under controls (%(default)s)")
+    flag("--weights", default="ema", choices=("ema", "params"), help="(%(default)s)")
+    flag("--batch", type=int, default=24, help="pictures drawn together (%(default)s)")
+    flag("--artwork", default="assets/demo", help="folder of artwork (%(default)s)")
+    options = parser.parse_args(arguments)
+    if min(options.seeds, options.sentences, options.batch) < 1:
+        parser.error("--seeds, --sentences and --batch: at least 1")
+    try:
+        return _judge(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from inset_jax.engine import artwork, exam
+    from inset_jax.engine.judge import CHANCE
+    from inset_jax.evaluate import table
+    from inset_jax.sample.api import Generator
+    from tools import judging
+
+    wanted = options.rows.split(",") if options.rows else list(exam.ROWS)
+    art = artwork.load(options.artwork)
+    exams = {row: exam.scenes(art, row, options.sentences) for row in wanted}
+    generator = Generator.load(options.checkpoint, options.weights)
+    exams, left_out = judging.drawable(exams, generator)
+    plans = judging.plans(exams, options.controls.split(","))
+    progress = judging.Progress(len(plans) * options.sentences * options.seeds)
+    began, rows = time.time(), []
+    for plan in plans:
+        rows.append(judging.row(plan, exams[plan.row], generator, art, options, progress))
+        print(table.text(table.table(rows[-1:], CHANCE)[:2]), flush=True)
+    facts = judging.facts(generator, options, art) | {
+        "seconds": round(time.time() - began),
+        "left_out": left_out,
+        "rows": table.to_json(rows),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    print("\n" + table.text(table.table(rows, CHANCE)))
+    for row, reason in left_out.items():
+        print(f"left out: {row}: {reason}")
+    print(f"{options.out}: {len(rows)} rows, {facts['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

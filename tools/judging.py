@@ -1,0 +1,152 @@
+"""Parts of tools.judge and of the demo's page: sentences of scenes, drawings, figures."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from inset_jax.engine import judge as judges
+from inset_jax.engine.artwork import Artwork
+from inset_jax.engine.world import Scene
+from inset_jax.evaluate import held_out, table
+from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, Sentence
+
+UNTRAINED = "untrained weights"
+EVERY = 10.0  # seconds between two lines of progress
+
+
+class Plan(NamedTuple):
+    """One row of the table, to be drawn."""
+
+    row: str  # of exam.ROWS
+    condition: str  # one of held_out.CONDITIONS, or UNTRAINED
+
+
+class Progress:
+    """Says how many pictures are drawn and judged, how fast, and how long the rest will take."""
+
+    def __init__(self, total: int):
+        self._total, self._done = total, 0
+        self._began = self._said = time.monotonic()
+
+    def __call__(self, what: str, pictures: int) -> None:
+        from inset_jax.train.metrics import spell
+
+        self._done += pictures
+        now = time.monotonic()
+        if now - self._said < EVERY and self._done < self._total:
+            return
+        self._said = now
+        rate = self._done / (now - self._began)
+        left = spell((self._total - self._done) / rate)
+        print(f"{what}: {self._done} of {self._total} pictures, {rate:.2f} a second, {left} left")
+
+
+def sentence(scene: Scene) -> Sentence:
+    """A scene as it is asked for; the first of two frames is a picture before the sentence."""
+    pieces = [
+        Image.fromarray(scene.references[piece]) if isinstance(piece, int) else piece
+        for piece in scene.pieces()
+    ]
+    source = None if scene.source is None else Image.fromarray(scene.source)
+    if source is not None and scene.kind != "editing":
+        pieces, source = [source, *pieces], None
+    return Sentence(pieces, scene.words(), Image.fromarray(scene.target), source)
+
+
+def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[str, str]]:
+    """Divides rows into those that a model can draw, and the reasons for the others."""
+    from inset_jax.sample.prompt import check_side
+
+    can, cannot = {}, {}
+    for row, scenes in exams.items():
+        try:
+            for side in {side for scene in scenes for side in scene.target.shape[:2]}:
+                check_side(row, "side", side, generator.config.model)
+            can[row] = scenes
+        except ValueError as error:
+            cannot[row] = str(error)
+    return can, cannot
+
+
+def plans(rows: Sequence[str], controls: Sequence[str]) -> list[Plan]:
+    """All rows as written, then those of `controls` under every control."""
+    under = [*CONDITIONS[1:], UNTRAINED]
+    chosen = [row for row in controls if row in rows]
+    return [
+        *(Plan(row, AS_WRITTEN) for row in rows),
+        *(Plan(row, control) for row in chosen for control in under),
+    ]
+
+
+def row(plan: Plan, scenes: Sequence[Scene], generator, art: Artwork, options, progress):
+    """Draws and judges one row."""
+    condition = plan.condition
+    if condition == UNTRAINED:
+        generator, condition = untrained(generator), AS_WRITTEN
+    sentences = [sentence(scene) for scene in scenes]
+    watch = lambda pictures: progress(f"{plan.row}, {plan.condition}", pictures)
+    drawings = held_out.draw(generator, sentences, condition, options.seeds, options.batch, watch)
+    return table.Row(plan.row, plan.condition, figures(scenes, drawings, art))
+
+
+def figures(
+    scenes: Sequence[Scene], drawings: Sequence[Sequence[Image.Image]], art: Artwork
+) -> dict[str, table.Estimate]:
+    """Judges drawings, one a scene and seed, among all held-out objects."""
+    candidates = art.things["validation"]
+
+    def outcomes(number: int, pixels: np.ndarray) -> dict[str, list[float]]:
+        return judges.outcomes(judges.judge(scenes[number], pixels, candidates, art))
+
+    targets = [Image.fromarray(scene.target) for scene in scenes]
+    return table.columns(targets, drawings, outcomes)
+
+
+def untrained(generator):
+    """The same model with random weights; the autoencoder stays."""
+    from inset_jax.model import inset
+    from inset_jax.sample.api import Generator
+
+    fresh = inset.create(generator.config.model, seed=0)[1]
+    params = {**generator.sampler.params, "model": fresh}
+    return Generator(generator.config, params, generator.tokenizer, generator.info)
+
+
+def facts(generator, options, art: Artwork) -> dict:
+    """What the figures were measured with."""
+    import dataclasses
+
+    from inset_jax.engine import exam, world_records
+
+    info = generator.info
+    return {
+        "checkpoint": str(info["path"]),
+        "step": info.get("step"),
+        "weights": options.weights,
+        "sha256": weights_hash(generator.sampler.params),
+        "config": generator.config.name,
+        "sampling": dataclasses.asdict(generator.settings()),
+        "world": {"version": world_records.VERSION, "seed": exam.SEED},
+        "candidates": len(art.things["validation"]),
+        "sentences": options.sentences,
+        "seeds": options.seeds,
+        "interval": table.INTERVAL,
+    }
+
+
+def weights_hash(params) -> str:
+    """SHA-256 over all parameters, by name: hexadecimal."""
+    from inset_jax.checkpoint import names
+
+    total = hashlib.sha256()
+    for path, leaf in sorted(names.flatten(params).items()):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{path} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
