@@ -44,7 +44,10 @@ class Progress:
         self._said = now
         rate = self._done / (now - self._began)
         left = spell((self._total - self._done) / rate)
-        print(f"{what}: {self._done} of {self._total} pictures, {rate:.2f} a second, {left} left")
+        print(
+            f"{what}: {self._done} of {self._total} pictures, {rate:.2f} a second, {left} left",
+            flush=True,
+        )
 
 
 def sentence(scene: Scene) -> Sentence:
@@ -61,13 +64,11 @@ def sentence(scene: Scene) -> Sentence:
 
 def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[str, str]]:
     """Divides rows into those that a model can draw, and the reasons for the others."""
-    from inset_jax.sample.prompt import check_side
-
     can, cannot = {}, {}
     for row, scenes in exams.items():
         try:
-            for side in {side for scene in scenes for side in scene.target.shape[:2]}:
-                check_side(row, "side", side, generator.config.model)
+            for scene in scenes:
+                held_out.check(generator, sentence(scene))
             can[row] = scenes
         except ValueError as error:
             cannot[row] = str(error)
@@ -75,7 +76,15 @@ def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[st
 
 
 def plans(rows: Sequence[str], controls: Sequence[str]) -> list[Plan]:
-    """All rows as written, then those of `controls` under every control."""
+    """All rows as written, then those of `controls` under every control.
+
+    Raises:
+      ValueError: a control of a row that does not exist.
+    """
+    from inset_jax.engine.exam import ROWS
+
+    if unknown := [row for row in controls if row and row not in ROWS]:
+        raise ValueError(f"controls of {', '.join(unknown)}: there are {', '.join(ROWS)}")
     under = [*CONDITIONS[1:], UNTRAINED]
     chosen = [row for row in controls if row in rows]
     return [

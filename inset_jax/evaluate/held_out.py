@@ -87,6 +87,27 @@ def _pictures(pieces: Pieces) -> list[Image.Image]:
     return [piece for piece in pieces if not isinstance(piece, str)]
 
 
+def _prompt(sentence: Sentence, pieces: Pieces, seed: int = 0):
+    from inset_jax.sample.prompt import Prompt
+
+    return Prompt(pieces, sentence.source, sentence.target.height, sentence.target.width, seed)
+
+
+def check(generator: Generator, sentence: Sentence) -> None:
+    """Refuses a sentence that a model cannot draw; nothing is computed.
+
+    Raises:
+      ValueError: its picture is too large, or it has more tokens than the model was trained on.
+    """
+    from inset_jax.sample.prompt import check_length, compose, picture_size
+
+    prompt, config = _prompt(sentence, sentence.pieces), generator.config
+    height, width = picture_size(prompt, config)
+    items = compose(prompt, config, generator.tokenizer)
+    tokens = height * width // config.model.latent_stride**2
+    check_length(prompt, items, tokens + 2, config)
+
+
 def draw(
     generator: Generator,
     sentences: Sequence[Sentence],
@@ -107,10 +128,9 @@ def draw(
       ValueError: a picture that the model cannot draw, as `Generator.draw_all` says.
     """
     from inset_jax.sample.api import Options
-    from inset_jax.sample.prompt import Prompt
 
     prompts = [
-        Prompt(pieces, own.source, own.target.height, own.target.width, number * seeds)
+        _prompt(own, pieces, number * seeds)
         for number, (own, pieces) in enumerate(zip(sentences, under(condition, sentences)))
     ]
     step, drawings = max(batch // seeds, 1), []

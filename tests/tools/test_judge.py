@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import tiny
 from inset_jax.core.config import SampleConfig, edit
+from inset_jax.data.text import make_small_tokenizer
 from inset_jax.engine import artwork, exam
 from inset_jax.evaluate import held_out
 from inset_jax.sample.api import Generator
@@ -20,8 +21,10 @@ FEW = SampleConfig(num_timesteps=2, alpha=1.0, beta=2.0)
 class StandIn:
     """Draws grey pictures of the size that is asked for, up to 96 pixels a side."""
 
-    config = edit(tiny.experiment(), model__latents__max_side=6)
+    config = edit(tiny.experiment(), model__latents__max_side=6, data__max_example_tokens=800)
     sampler = types.SimpleNamespace(params={"model": {"a": np.ones(3)}, "vae": {"b": np.ones(2)}})
+
+    tokenizer = make_small_tokenizer(["a cat on a bench"], 512, config.model.tokens)
 
     def __init__(self):
         self.info = {"path": "somewhere", "step": 7}
@@ -81,10 +84,22 @@ def test_controls_are_drawn_from_the_same_noise(stand_in, tmp_path):
     assert pictures(stand_in.asked[6]) == []
 
 
+def test_sentences_of_too_many_tokens_leave_their_row_out(stand_in, tmp_path):
+    stand_in.config = edit(stand_in.config, data__max_example_tokens=110)
+    out = tmp_path / "t.json"
+    command = ["--checkpoint", "x", "--out", str(out), "--sentences", "2"]
+    assert judge.main([*command, "--rows", "1 reference,5 references"]) == 0
+    facts = json.loads(out.read_text())
+    assert [row["sentences"] for row in facts["rows"]] == ["1 reference"]
+    assert "at most 110 fit" in facts["left_out"]["5 references"]
+
+
 def test_an_unknown_row_is_refused(stand_in, tmp_path, capsys):
     command = ["--checkpoint", "x", "--out", str(tmp_path / "t.json"), "--rows", "9 references"]
     assert judge.main(command) == 1
     assert "row '9 references': there are" in capsys.readouterr().err
+    assert judge.main([*command[:4], "--controls", "two"]) == 1
+    assert "controls of two: there are 1 reference" in capsys.readouterr().err
 
 
 def test_a_scene_is_asked_for_as_its_record_has_it():
