@@ -41,17 +41,11 @@ def model() -> ModelConfig:
             mlp_dim=256,
             rope_theta=1e4,
         ),
-        vit=VitConfig(width=96, layers=1, heads=4, mlp_dim=192, patch=8, side=8),
-        # configs/demo_vae.py; scale and shift are those measured for assets/demo/ae.safetensors
+        vit=VitConfig(width=96, layers=2, heads=3, mlp_dim=192, patch=8, side=8),
         vae=VaeConfig(
-            channels=32,
-            multipliers=(2, 1, 2),
-            res_blocks=1,
-            latent_channels=8,
-            scale=0.20358288426814702,
-            shift=0.031478730496019125,
+            kind="linear", multipliers=(1,) * 5, latent_channels=96, scale=1.0, shift=0.0
         ),
-        latents=LatentConfig(patch=4, max_side=4),
+        latents=LatentConfig(patch=1, max_side=8),
         tokens=TokenConfig(text_start=508, text_end=509, image_start=510, image_end=511),
         connector_side=8,
         prediction="clean",
@@ -62,7 +56,7 @@ def experiment() -> Config:
     return Config(
         name="demo",
         model=model(),
-        compute=ComputeConfig(dtype="float32", remat="none", cross_entropy_chunk=256),
+        compute=ComputeConfig(dtype="float32", remat="dots", cross_entropy_chunk=256),
         data=DataConfig(
             packs=8,  # of about two sentences: attention costs the square of a pack
             capacity=CapacityConfig(und=128, gen=96, vit=64, cross_entropy=64, examples=8),

@@ -51,6 +51,7 @@ VAE_KEYS = {
     "scale": "scale_factor",
     "shift": "shift_factor",
 }
+VAE_KIND = "kind"  # ours; BAGEL knows one kind of autoencoder, and its files do not say so
 # what the code here computes, whatever the folder says: anything else is refused
 FIXED: dict[str, dict[str, Any]] = {
     "config.json": {"connector_act": "gelu_pytorch_tanh", "interpolate_pos": False},
@@ -160,6 +161,7 @@ def from_vae_config(config: VaeConfig) -> dict[str, Any]:
     """Returns an autoencoder's sizes under BAGEL's keys; `to_vae_config` is the inverse."""
     return {
         **{key: getattr(config, field) for field, key in VAE_KEYS.items()},
+        **({} if config.kind == "flux" else {VAE_KIND: config.kind}),
         "in_channels": 3,
         "out_ch": 3,
         "downsample": config.downsample,
@@ -177,7 +179,10 @@ def to_vae_config(values: Mapping[str, Any], where: pathlib.Path) -> VaeConfig:
     multipliers = values.get("ch_mult")
     if not isinstance(multipliers, list) or not all(isinstance(m, int) for m in multipliers):
         raise ValueError(f"{where}: vae_config.ch_mult is {multipliers!r}, expected whole numbers")
-    return VaeConfig(**found, multipliers=tuple(multipliers))
+    kind = values.get(VAE_KIND, "flux")
+    if kind not in ("flux", "linear"):
+        raise ValueError(f"{where}: vae_config.{VAE_KIND} is {kind!r}, expected 'flux' or 'linear'")
+    return VaeConfig(**found, multipliers=tuple(multipliers), kind=kind)
 
 
 def to_llm_config(values: Mapping[str, Any], where: pathlib.Path) -> LlmConfig:

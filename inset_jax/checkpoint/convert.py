@@ -202,6 +202,9 @@ def _sizes(config: ModelConfig) -> Iterator[_Size]:
     yield _Size("latents.max_side (max_latent_size)", side, table, 0, square=True)
     numbers = "numbers in a latent token (latent_patch_size, z_channels)"
     yield _Size(numbers, config.latent_dim, r"vae2llm\.weight", 1)
+    if vae.kind == "linear":
+        yield _Size("vae.latent_channels", vae.latent_channels, r"encoder\.conv_in\.weight", 0)
+        return
     yield _Size("vae.channels (ch)", vae.channels, r"encoder\.conv_in\.weight", 0)
     channels = "vae.latent_channels (z_channels)"
     yield _Size(channels, vae.latent_channels, r"decoder\.conv_in\.weight", 1)

@@ -17,7 +17,8 @@ DIGEST = re.compile("[0-9a-f]{16}")
 CHOICES = {
     "model.prediction": ("velocity", "clean"),
     "compute.dtype": ("float32", "bfloat16"),
-    "compute.attention": ("auto", "pallas", "chunked", "reference"),
+    "compute.attention": ("auto", "pallas", "whole", "chunked", "reference"),
+    "model.vae.kind": ("flux", "linear"),
     "compute.flow_loss": ("auto", "fused", "plain"),
     "compute.remat": ("none", "dots", "attention", "full"),
     "data.posterior": ("sample", "mean"),
@@ -61,6 +62,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
 )
 
 AUTOENCODER_CHOICES = {
+    "vae.kind": CHOICES["model.vae.kind"],
     "loss.reconstruction": ("l1", "l2"),
     "run.dtype": CHOICES["compute.dtype"],
     "run.file_dtype": ("float32", "bfloat16", "float16"),

@@ -45,8 +45,13 @@ class VitConfig:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The FLUX autoencoder: one multiplier a resolution, all but the last then halve it."""
+    """The FLUX autoencoder: one multiplier a resolution, all but the last then halve it.
 
+    Or, as "linear", a matrix each way (`model.linear_coder`), of which only the number of
+    resolutions and of latent channels matter.
+    """
+
+    kind: str = "flux"  # "flux" or "linear"
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     res_blocks: int = 2
@@ -111,7 +116,9 @@ class ComputeConfig:
     """How the numbers are computed; no value here changes what a checkpoint is."""
 
     dtype: str = "bfloat16"  # of activations and matrix work; parameters stay float32
-    attention: str = "auto"  # "pallas", "chunked", "reference", or "auto": the first that fits
+    attention: str = (
+        "auto"  # "pallas", "whole", "chunked", "reference"; "auto": the first that fits
+    )
     attention_block: tuple[int, ...] = ()  # queries and keys of a tile of "pallas"; (): the chip's
     flow_loss: str = "auto"  # "fused" (one kernel), "plain", or "auto": fused on TPUs
     remat: str = "full"  # a name in model.decoder.REMAT: "none", "dots", "attention", "full"

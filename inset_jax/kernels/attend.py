@@ -23,6 +23,7 @@ from inset_jax.core.visibility import Listed, Steps
 from inset_jax.kernels.chunked import chunked
 from inset_jax.kernels.interval_attention import pallas
 from inset_jax.kernels.interval_form import block_for
+from inset_jax.kernels.whole import whole
 
 
 def reference(
@@ -48,6 +49,7 @@ def reference(
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "pallas": pallas,
+    "whole": whole,
     "chunked": chunked,
     "reference": reference,
 }

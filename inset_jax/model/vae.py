@@ -35,6 +35,7 @@ from inset_jax.core.mesh import constrain
 from inset_jax.kernels.attend import attend
 from inset_jax.kernels.convolution import convolution
 from inset_jax.model import layers
+from inset_jax.model.linear_coder import LinearDecoder, LinearEncoder
 
 Params = dict[str, Any]
 Seen = dict[str, jax.Array]  # dotted module name, as in BAGEL -> its output, NHWC
@@ -228,8 +229,9 @@ class Vae(nnx.Module):
     """Encoder and decoder. Images are RGB in [-1, 1]; latents outside are shifted and scaled."""
 
     def __init__(self, config: VaeConfig, rngs: nnx.Rngs):
-        self.encoder = Encoder(config, rngs)
-        self.decoder = Decoder(config, rngs)
+        linear = config.kind == "linear"
+        self.encoder = (LinearEncoder if linear else Encoder)(config, rngs)
+        self.decoder = (LinearDecoder if linear else Decoder)(config, rngs)
         self.config = config
 
     def encode_moments(self, images: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
