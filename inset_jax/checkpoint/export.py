@@ -1,0 +1,47 @@
+"""The averaged weights of a run alone: what is passed on when training is over.
+
+A checkpoint of a run holds parameters, their average and two moments; the export holds the average
+as its parameters, in the same form, so that `load_any` and `run.init_from` take it like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from inset_jax.checkpoint import load, provenance, store
+
+
+def export(
+    source: str | os.PathLike, target: str | os.PathLike, notes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes the averaged parameters of a run's newest step, its autoencoder and its tokenizer.
+
+    Args:
+      source: a run's work folder, its folder of checkpoints, or one step.
+      target: a folder that does not exist or is empty.
+      notes: what else the provenance shall say: data, cost, figures; what JSON can hold.
+
+    Returns:
+      {"step", "weights"}: which step, and "ema" or, where a run keeps no average, "params".
+
+    Raises:
+      ValueError: no checkpoint there, or the target holds something already.
+    """
+    target = epath.Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target}: holds something already; name a folder that is not there yet")
+    directory, step = load.locate(source)
+    loaded = load.load_any(epath.Path(directory) / str(step))
+    meta = loaded.info["meta"]
+    own = provenance.of_checkpoint(source, meta) | {"weights": loaded.info["weights"], **notes}
+    kept = {"config": meta["config"], "provenance": [*meta.get("provenance", []), own]}
+    with store.Store(target, keep=1) as saver:
+        saver.save(step, {load.PARAMS: loaded.params}, kept)
+    if loaded.tokenizer is not None:
+        shutil.copyfile(loaded.tokenizer, target / "tokenizer.json")
+    return {"step": step, "weights": loaded.info["weights"]}
