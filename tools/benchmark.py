@@ -10,12 +10,13 @@ half of that rate, the same bytes back. --layers 2 6 are 4 and 8 GB and need 25 
 
 kernels: the attention kernels compiled ahead of time for --chip (no TPU is needed): bundles of
 their final schedules for the 7 heads of a key-value head, beside splash attention. With --pack,
-visible tiles and modelled milliseconds a layer for packs of 1 to 40 examples, and --plot; with
---losses, bytes of the flow loss and of the cross entropy beside their plain forms; with --stack,
-memory of the language model's layers, forward and backward, with the kernels inside.
+visible tiles and modelled milliseconds a layer for packs planned for the 7B presets, and --plot;
+with --losses, bytes of the flow loss and of the cross entropy beside their plain forms; with
+--stack, memory of the language model's layers, forward and backward, with the kernels inside.
 
 packing: fill of both streams by the planner, beside BAGEL's greedy rule, after dropout; a stated
-mix and two adversarial ones, references up to 518 and 980 px. Bars: 99% and 98% of the first.
+mix and two adversarial ones, references up to 518 and 980 px, packs of 32,768 tokens, and the first
+in packs of 16,384. Bars: 99% and 98% of the first at 32,768.
 
 planning: a million examples, --workers processes. Bar: 180 seconds on two cores.
 
@@ -188,6 +189,7 @@ CHIPS = ("v5p", "v6e", "tpu7x")
 BENCHMARKS = {
     "cpu-step": _cpu_step,
     "convert": _convert,
+    "kernels": _kernels,
     "packing": _packing,
     "planning": _planning,
     "loader": _loader,

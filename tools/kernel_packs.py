@@ -1,12 +1,15 @@
 """What attention costs in whole packs: tiles that are visible, and modelled milliseconds a layer.
 
-The packs come from the data pipeline's layout (`inset_jax.data.pack`), with sentences and pictures
-of realistic sizes and no pixels. Time is modelled: bundles of the compiled kernels over the clock,
-and a fixed cost a step; nothing ran on a TPU.
+The packs are planned by `inset_jax.data.plan` for the 7B presets, from the made-up data sets of
+`inset_jax.data.mixes`: lengths and masks, no pixels. Time is modelled: bundles of the compiled
+kernels over the clock, and a fixed cost a step; nothing ran on a TPU.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +19,41 @@ from tools.kernel_table import GROUP, KV_HEADS, Row
 
 STEP_SECONDS = 0.35e-6  # of a grid's step beside its body: about 390 bundles of control and waits
 CORES = {"v5p": 2, "v6e": 1, "tpu7x": 1}  # that share the heads of one device
-UND, GEN = 16384, 16384
 SPLASH_TILE = 512
-EXAMPLES = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
+EXAMPLES = 4096  # made up for each setting
+PACKS = 24  # of each setting
+
+
+class Setting(NamedTuple):
+    """Which packs are planned."""
+
+    preset: str  # module of `configs`
+    mix: str  # of `data.mixes`
+    only: str = ""  # the one data set of the mix that is taken; all by their weights
+    changes: Mapping = MappingProxyType({})  # of the preset, for `core.config.edit`
+
+
+def _drawn(longest: int, shortest: int) -> Mapping:
+    """Changes of a preset: the sides of pictures that are drawn, in pixels."""
+    return dict(data__vae_size__max_side=longest, data__vae_size__min_side=shortest)
+
+
+SETTINGS = {  # by rising number of examples in a pack
+    "inset_7b, eight large references": Setting("inset_7b", "coarse", "interleaved"),
+    "inset_7b, interleaved alone": Setting("inset_7b", "mixed", "image-interleaved"),
+    "inset_7b": Setting("inset_7b", "mixed"),
+    "bagel_7b": Setting("bagel_7b", "mixed"),
+    "inset_7b, text-to-image alone": Setting("inset_7b", "mixed", "t2i"),
+    "inset_7b, text-to-image to 640 px": Setting("inset_7b", "mixed", "t2i", _drawn(640, 512)),
+    "inset_7b, text-to-image to 384 px": Setting("inset_7b", "mixed", "t2i", _drawn(384, 256)),
+}
 
 
 class Work(NamedTuple):
     """The forward pass of attention over one pack, both streams."""
 
     examples: int
+    tokens: int  # of both streams, padding included
     pairs: int  # of query and key that see each other
     tiles: int  # that hold any
     masked: int  # of them with hidden pairs too
@@ -32,39 +61,59 @@ class Work(NamedTuple):
     rows: int  # of tiles
 
 
-def random_pack(examples: int, seed: int = 0):
-    """Returns a full pack of so many examples: sentences with pictures, each with one target.
+def plan_of(setting: Setting):
+    """Returns the plan of a setting, and its config."""
+    import importlib
 
-    The more examples, the smaller the pictures: together they fill both streams.
-    """
-    from inset_jax.core.config import CapacityConfig, ModelConfig
+    from inset_jax.core.config import edit
+    from inset_jax.data import index, mixes
+    from inset_jax.data.plan import Plan
+
+    made, weights = mixes.MIXES[setting.mix](EXAMPLES)
+    if setting.only:
+        made, weights = [own for own in made if own.name == setting.only], (1.0,)
+    config = edit(
+        importlib.import_module(f"configs.{setting.preset}").experiment(),
+        data__train=tuple(own.name for own in made),
+        data__weights=weights,
+        **setting.changes,
+    )
+    indexes = [index.measure(own, config) for own in made]
+    return Plan(indexes, config, True, config.data.dropout), config
+
+
+def planned(setting: Setting) -> Iterator[tuple[int, object]]:
+    """Yields the first packs of a setting's plan: the number of examples, and the `Pack`."""
     from inset_jax.data import pack as packs
 
-    random = np.random.default_rng((seed, examples))
-    config = ModelConfig()
-    room = int(0.9 * UND / examples), int(0.95 * GEN / examples)
+    plan, config = plan_of(setting)
+    for number in range(PACKS):
+        draws = plan.pack(number)
+        laid = packs.layout([items_of(plan, draw) for draw in draws], config.model)
+        yield len(draws), packs.assemble(laid, config.data.capacity, config.model)
 
-    def picture(kind: str, tokens: float, side: int) -> packs.Item:
-        rows = int(np.clip(np.sqrt(tokens * random.uniform(0.6, 1.6)), 1, side))
-        columns = int(np.clip(tokens // rows, 1, side))
-        return packs.Item(kind, size=(rows, columns))
 
-    def sentence() -> list[packs.Item]:
-        und, gen = (size * random.uniform(0.75, 1.0) for size in room)
-        references = int(random.integers(1, 6))
-        text = max(int(0.06 * und / (references + 1)), 1)
-        items = []
-        for _ in range(references):
-            items.append(packs.Item("text", ids=[0] * int(random.integers(1, 2 * text + 1))))
-            items.append(picture("vit", 0.8 * und / references, 70))
-        items.append(packs.Item("text", ids=[0] * text))
-        while gen > 0:  # a picture holds at most 64 x 64 latents; a long example draws several
-            items.append(picture("target", min(gen, 4096), 64))
-            gen -= 4096
-        return items
+def items_of(plan, draw) -> list:
+    """The items of a drawn example as far as a mask needs them: kinds and lengths."""
+    from inset_jax.data import dropout
+    from inset_jax.data.index import COLUMNS
+    from inset_jax.data.pack import Item
 
-    laid = packs.layout([sentence() for _ in range(examples)], config)
-    return packs.assemble(laid, CapacityConfig(und=UND, gen=GEN, vit=UND), config)
+    index, items = plan.indexes[draw.data_set], []
+    own = index.segments(draw.example)
+    gone = plan.dropped(draw)
+    for tokens, code, dropped in zip(index.tokens[own], index.code[own], gone, strict=True):
+        und, gen, patches = tokens[[COLUMNS.index(name) for name in ("und", "gen", "vit")]]
+        kind = "vit" if patches else "text"
+        if gen:
+            kind = "clean" if code == dropout.VAE else "target"
+        length = int(gen or patches or und - 2)
+        if kind == "text":
+            items.append(Item(kind, ids=[0] * length, dropped=bool(dropped)))
+        else:  # where in the picture a token lies is not asked
+            place = np.zeros(length, np.int32)
+            items.append(Item(kind, size=(1, length), place=place, dropped=bool(dropped)))
+    return items
 
 
 def work(pack, examples: int, block) -> Work:
@@ -72,13 +121,14 @@ def work(pack, examples: int, block) -> Work:
     from inset_jax.core import visibility as intervals
 
     counts = np.zeros(5, np.int64)
-    for name, queries in (("und", UND), ("gen", GEN)):
+    lengths = {"und": len(pack.und_token), "gen": len(pack.gen_latent)}
+    for name, queries in lengths.items():
         seen = pack.visibility[name]
         tiles = intervals.tiles(seen, queries, *block[:2])
         pairs = np.maximum(seen.high - seen.low, 0).sum(dtype=np.int64)
         hidden = (tiles.seen & ~tiles.whole).sum()
         counts += pairs, tiles.seen.sum(), hidden, tiles.seen.size, len(tiles.seen)
-    return Work(examples, *map(int, counts))
+    return Work(examples, sum(lengths.values()), *map(int, counts))
 
 
 def milliseconds(chip: str, row: Row, work: Work, small: bool) -> float:
@@ -88,13 +138,13 @@ def milliseconds(chip: str, row: Row, work: Work, small: bool) -> float:
     return _milliseconds(chip, cycles, work.tiles)
 
 
-def splash_milliseconds(chip: str, row: Row, tile: int, dense: bool) -> float:
-    """Models splash attention over UND + GEN tokens in reading order, causal with segment ids.
+def splash_milliseconds(chip: str, row: Row, tokens: int, dense: bool) -> float:
+    """Models splash attention over all tokens in reading order, causal with segment ids.
 
     It cannot express the mask of a pack (noise, full segments): this is the time of a mask of the
     same length. It walks over every tile below the diagonal, a head at a time; dense: over all.
     """
-    side = (UND + GEN) // tile
+    side = tokens // SPLASH_TILE
     tiles = side * side if dense else side * (side + 1) // 2
     return _milliseconds(chip, tiles * row.whole, tiles * GROUP)
 
@@ -105,45 +155,61 @@ def _milliseconds(chip: str, cycles: int, steps: int) -> float:
 
 
 def report(chips: list[str], dump, path) -> tuple[dict, list[str]]:
-    """Prints modelled milliseconds a layer for packs of 1 to 40 examples; draws them to `path`."""
+    """Prints modelled milliseconds a layer for planned packs; draws them to `path`."""
     from inset_jax.kernels import interval_form as forms
 
-    packs = {examples: random_pack(examples) for examples in EXAMPLES}
+    packs = [(name, *found) for name, own in SETTINGS.items() for found in planned(own)]
     figures = {}
     for chip in chips:
         block = forms.BLOCKS[bundles.KINDS[chip]]
         forward, backward = kernel_table.ours(chip, block[:2], dump)
-        theirs = kernel_table.splash(chip, SPLASH_TILE, dump)[0]
-        dense = splash_milliseconds(chip, theirs, SPLASH_TILE, dense=True)
-        causal = splash_milliseconds(chip, theirs, SPLASH_TILE, dense=False)
-        figures[chip] = [
-            work(pack, examples, block)._asdict() | {"splash_ms": causal, "dense_ms": dense}
-            for examples, pack in packs.items()
-        ]
-        for row in figures[chip]:
-            found = Work(*(row[name] for name in Work._fields))
-            row["forward_ms"] = milliseconds(chip, forward, found, small=False)
-            row["small_scores_ms"] = milliseconds(chip, forward, found, small=True)
-            row["backward_ms"] = milliseconds(chip, backward, found, small=False)
+        splash = kernel_table.splash(chip, SPLASH_TILE, dump)[0]
+        figures[chip] = []
+        for name, examples, pack in packs:
+            found = work(pack, examples, block)
+            figures[chip].append(
+                {"setting": name}
+                | found._asdict()
+                | {
+                    "forward_ms": milliseconds(chip, forward, found, small=False),
+                    "small_scores_ms": milliseconds(chip, forward, found, small=True),
+                    "backward_ms": milliseconds(chip, backward, found, small=False),
+                    "splash_ms": splash_milliseconds(chip, splash, found.tokens, dense=False),
+                    "dense_ms": splash_milliseconds(chip, splash, found.tokens, dense=True),
+                }
+            )
         print("\n".join(lines(chip, block, figures[chip])), flush=True)
     if path:
         plot(figures, path)
     return {"packs": figures}, []
 
 
+COLUMNS: dict[str, Callable[[dict], float]] = {
+    "visible pairs (M)": lambda row: row["pairs"] / 1e6,
+    "tiles": lambda row: row["tiles"],
+    "partly masked": lambda row: 100 * row["masked"] / row["tiles"],
+    "forward ms": lambda row: row["forward_ms"],
+    "small scores": lambda row: row["small_scores_ms"],
+    "backward ms": lambda row: row["backward_ms"],
+    "splash ms": lambda row: row["splash_ms"],
+    "dense ms": lambda row: row["dense_ms"],
+}
+
+
 def lines(chip: str, block, rows: list[dict]) -> list[str]:
-    """The table of one chip as text."""
+    """The table of one chip as text: means over the packs of each setting."""
     told = [
-        f"{chip}, tiles of {block.query} x {block.key}, forward of a layer: splash "
-        f"{rows[0]['splash_ms']:.1f} ms, dense {rows[0]['dense_ms']:.1f} ms",
-        "examples  visible pairs (M)  tiles  partly masked  forward ms  small scores  backward ms",
+        f"{chip}, tiles of {block.query} x {block.key}, a layer, means over {PACKS} packs each:",
+        "examples a pack  " + "  ".join(COLUMNS),
     ]
-    for row in rows:
-        told.append(
-            f"{row['examples']:8d}  {row['pairs'] / 1e6:17.1f}  {row['tiles']:5d}  "
-            f"{row['masked'] / row['tiles']:13.0%}  {row['forward_ms']:10.2f}  "
-            f"{row['small_scores_ms']:12.2f}  {row['backward_ms']:11.2f}"
-        )
+    for name, group in itertools.groupby(rows, key=lambda row: row["setting"]):
+        own = list(group)
+        examples = [row["examples"] for row in own]
+        cells = [f"{min(examples)} to {max(examples)}, {np.mean(examples):.1f}".rjust(15)]
+        for title, of in COLUMNS.items():
+            mean = np.mean([of(row) for row in own])
+            cells.append((f"{mean:,.0f}" if title == "tiles" else f"{mean:.2f}").rjust(len(title)))
+        told.append("  ".join([*cells, name]))
     return told
 
 
@@ -159,7 +225,10 @@ def _panels(chip: str, rows: list[dict]) -> list:
     from inset_jax.train.curves import Curve
 
     def line(name: str, x, y: str) -> Curve:
-        return Curve(name, sorted((x(row), row[y]) for row in rows), False)
+        at: dict[float, list[float]] = {}
+        for row in rows:
+            at.setdefault(x(row), []).append(row[y])
+        return Curve(name, [(own, float(np.mean(at[own]))) for own in sorted(at)], False)
 
     pairs, examples = lambda row: row["pairs"] / 1e6, lambda row: row["examples"]
     return [

@@ -1,8 +1,12 @@
 """What the kernel benchmark reads from the compiler, and when it says that a bar is missed."""
 
+import re
+
+import numpy as np
 import pytest
 
-from tools import bundles, hlo_bytes, kernel_packs, kernel_table
+from inset_jax.data import prepare
+from tools import benchmark, bundles, hlo_bytes, kernel_packs, kernel_table
 from tools.kernel_table import Row
 
 SCHEDULE = """
@@ -82,11 +86,16 @@ def test_a_bar_is_missed_by_one_bundle(rows, missed):
     assert len(kernel_table.lines(rows)) == 1 + len(rows)
 
 
-def test_work_follows_the_visible_pairs_of_packs_that_fit():
-    few, many = (
-        kernel_packs.work(kernel_packs.random_pack(examples), examples, (256, 256))
-        for examples in (2, 20)
-    )
+def first_pack(setting: str) -> kernel_packs.Work:
+    examples, pack = next(kernel_packs.planned(kernel_packs.SETTINGS[setting]))
+    return kernel_packs.work(pack, examples, (256, 256))
+
+
+def test_work_follows_the_visible_pairs_of_planned_packs():
+    few = first_pack("inset_7b, eight large references")
+    many = first_pack("inset_7b, text-to-image to 384 px")
+    assert 6 * few.examples < many.examples
+    assert few.tokens == many.tokens == 14336 + 16384
     assert few.all_tiles == many.all_tiles and many.tiles < few.tiles / 2
     for found in (few, many):
         assert found.pairs <= 256 * 256 * found.tiles
@@ -95,3 +104,22 @@ def test_work_follows_the_visible_pairs_of_packs_that_fit():
     assert kernel_packs.milliseconds("v6e", model, many, True) < kernel_packs.milliseconds(
         "v6e", model, few, False
     )
+
+
+def test_items_of_a_planned_example_are_as_long_as_the_plan_says():
+    plan, _ = kernel_packs.plan_of(kernel_packs.SETTINGS["bagel_7b"])
+    kinds = set()
+    for draw in plan.pack(0) + plan.pack(1):
+        index = plan.indexes[draw.data_set]
+        items = kernel_packs.items_of(plan, draw)
+        found = [prepare.segment_tokens(item) for item in items]
+        assert np.array_equal(found, index.tokens[index.segments(draw.example)])
+        assert np.array_equal([item.dropped for item in items], plan.dropped(draw))
+        kinds |= {item.kind for item in items}
+    assert kinds == {"text", "vit", "clean", "target"}
+
+
+def test_every_benchmark_that_is_described_can_be_asked_for():
+    described = re.findall(r"^([a-z-]+): ", benchmark.__doc__, re.MULTILINE)
+    assert {"kernels", "loader"} <= set(described)
+    assert sorted(described) == sorted(benchmark.BENCHMARKS)
