@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tools import outcome
+
 SHOWN = 20  # rejects that are printed
 
 
@@ -40,22 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_options(parser)
     parser.add_argument("--allow-rejects", action="store_true", help="bad rows are no failure")
     options = parser.parse_args(arguments)
-    try:
-        source = table.open_source(options.source, options.format, table.to_options(options))
-        built = build.build_records(
-            source,
-            options.folder,
-            options.per_shard,
-            options.workers,
-            options.share,
-            build.say_progress,
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return outcome.status(lambda: _build(options), resumes=True)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from inset_jax.data import build
+    from inset_jax.data.sources import table
+
+    source = table.open_source(options.source, options.format, table.to_options(options))
+    sharing = options.per_shard, options.workers, options.share
+    built = build.build_records(source, options.folder, *sharing, build.say_progress)
     return build.say_outcome(built, options.folder, options.allow_rejects, SHOWN)
 
 

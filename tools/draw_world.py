@@ -13,6 +13,8 @@ import argparse
 import os
 import sys
 
+from tools import outcome
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -34,11 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     flag("--kinds", type=weights, help=kinds)
     flag("--config", default="configs/demo.py", help="gives the vocabulary's size (%(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        return _draw(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return outcome.status(lambda: _draw(options), failure=1, resumes=True)
 
 
 def weights(text: str) -> tuple[float, ...]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tools import outcome
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -33,14 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--share", type=build.share, default=(0, 1), metavar="I/N", help="see above"
     )
     options, rest = parser.parse_known_args(arguments)
-    try:
-        return _encode(options, rest)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return outcome.status(lambda: _encode(options, rest), resumes=True)
 
 
 def _encode(options: argparse.Namespace, rest: list[str]) -> int:

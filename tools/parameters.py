@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tools import outcome
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -23,12 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give either --config=FILE or --checkpoint=DIR")
     if options.checkpoint and rest:
         parser.error(f"{rest[0]}: not expected with --checkpoint")
-    try:
-        print(_table(options.checkpoint, argv))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return outcome.status(lambda: print(_table(options.checkpoint, argv)), failure=1)
 
 
 def _table(checkpoint: str | None, argv: list[str]) -> str:

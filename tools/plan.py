@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tools import outcome
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures and plans; returns the exit status."""
@@ -22,20 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sections", type=int, default=1, help="of 65,536 examples, to plan now")
     parser.add_argument("--workers", type=int, default=0, help="processes that read and plan")
     options, rest = parser.parse_known_args(arguments)
+    return outcome.status(lambda: _plan(options, rest), failure=1)
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     from inset_jax.core import checks, overrides
     from inset_jax.data import loader
     from inset_jax.data.plan_report import report
 
-    try:
-        config = overrides.parse(["tools.plan", *rest], {}).config
-        checks.check(config)
-        course = loader.course_of(config, "train", options.workers)
-        for line in report(course, options.sections, options.workers, options.total):
-            print(line, flush=True)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    config = overrides.parse(["tools.plan", *rest], {}).config
+    checks.check(config)
+    course = loader.course_of(config, "train", options.workers)
+    for line in report(course, options.sections, options.workers, options.total):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import argparse
 import os
 import sys
 
+from tools import outcome
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -27,14 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DST", help="folder of records to make")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="(%(default)s)")
     options, rest = parser.parse_known_args(arguments)
-    try:
-        return _render(options, rest)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return outcome.status(lambda: _render(options, rest), resumes=True)
 
 
 def _render(options: argparse.Namespace, rest: list[str]) -> int:

@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from tools import outcome
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -26,11 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=12, help="written out (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out/pack"), help="folder (%(default)s)")
     options, rest = parser.parse_known_args(arguments)
-    try:
-        return _show(options, rest)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return outcome.status(lambda: _show(options, rest), failure=1)
 
 
 def _show(options: argparse.Namespace, rest: list[str]) -> int:

@@ -18,6 +18,8 @@ import os
 import sys
 from pathlib import Path
 
+from tools import outcome
+
 SHOWN = 20  # rejects that are printed
 
 
@@ -36,11 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not rest[0].startswith("--config"):
         parser.error(f"{rest[0]}: no such option")
-    try:
-        return _validate(options, rest)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return outcome.status(lambda: _validate(options, rest))
 
 
 def _validate(options: argparse.Namespace, rest: list[str]) -> int:

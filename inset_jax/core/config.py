@@ -187,6 +187,7 @@ class DataConfig:
     moments: str = "own"  # stored latents to use: of the run's "own" VAE, "none", or a digest
     max_side: int = 2048  # pixels a side that records keep when they are built; 0 keeps any
     workers: int = 0  # Grain worker processes; 0 reads in the main process
+    worker_timeout: float = 600.0  # seconds of silence after which a worker hangs; 0: never
     prefetch: int = 2  # batches held ready (by each worker process)
     on_bad_record: str = "stop"  # "stop" or "replace"
 

@@ -37,7 +37,8 @@ class Sample:
                 continue
             limits, stride = prepare.limits_of(segment.kind, config)
             picture = Image.open(io.BytesIO(segment.image)).convert("RGB")
-            pixels = image.resize(picture, limits)
+            size = image.resized_size(*picture.size, limits)
+            pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
             planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
             planes /= 255
             planes -= 0.5

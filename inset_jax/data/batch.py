@@ -6,9 +6,8 @@ because an exception inside a pipeline could cost a batch in silence.
 
 from __future__ import annotations
 
-import os
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from inset_jax.data.keyed import keyed
 from inset_jax.data.pack import Item, assemble, layout, stack, with_tiles
 from inset_jax.data.plan import Draw
 from inset_jax.data.record import Example
+from inset_jax.data.watch import Notes
 
 REPLACEMENTS = 32  # examples tried in place of a bad one
 
@@ -59,41 +59,6 @@ class Failure(NamedTuple):
     expected: bool  # a fault of the data, not of the program
 
 
-class Notes:
-    """What each worker process is working on, for the case that it does not survive it.
-
-    A file a process, named by its number: the data set and the record, or nothing. Written in
-    place, without a flush: the kernel keeps it when the process dies.
-    """
-
-    def __init__(self, folder: str):
-        self._folder, self._file = folder, -1
-
-    def __reduce__(self):
-        return Notes, (self._folder,)
-
-    def write(self, data_set: int, record: int) -> None:
-        if self._file < 0:
-            path = os.path.join(self._folder, str(os.getpid()))
-            self._file = os.open(path, os.O_CREAT | os.O_WRONLY)
-        os.pwrite(self._file, b"%-12d%-12d" % (data_set, record), 0)
-
-    def clear(self) -> None:
-        os.pwrite(self._file, b" " * 24, 0)
-
-    def take(self) -> list[tuple[int, int]]:
-        """Returns what the processes were at, and forgets it."""
-        found = []
-        for name in sorted(os.listdir(self._folder)):
-            path = os.path.join(self._folder, name)
-            with open(path, "rb") as file:
-                words = file.read().split()
-            os.remove(path)
-            if len(words) == 2:
-                found.append((int(words[0]), int(words[1])))
-        return found
-
-
 class BatchMaker:
     """Makes batch `step`; pickled to worker processes."""
 
@@ -104,16 +69,17 @@ class BatchMaker:
         tokenizer,
         shard: range,
         notes: Notes | None = None,
-        deadly: Collection[tuple[int, int]] = (),
+        deadly: Mapping[tuple[int, int], str] | None = None,
     ):
         """Args:
         records: one a data set, in the order of the plan's indexes.
         shard: which of the packs of a step are this host's.
         notes: where worker processes write down what they are at.
-        deadly: (data set, record) that cost worker processes their lives; taken as bad records.
+        deadly: (data set, record) that cost worker processes their lives, and how; taken as bad
+          records.
         """
         self._course, self._records, self.tokenizer = course, records, tokenizer
-        self._shard, self._notes, self._deadly = shard, notes, frozenset(deadly)
+        self._shard, self._notes, self._deadly = shard, notes, dict(deadly or {})
 
     def __call__(self, step: int) -> HostBatch | Failure:
         try:
@@ -192,7 +158,7 @@ class BatchMaker:
         place = (draw.data_set, int(index.number[draw.example]))
         if place in self._deadly:
             name = index.ids[draw.example]
-            raise ValueError(f"{index.name}: {name}: ended the worker process that decoded it")
+            raise ValueError(f"{index.name}: {name}: {self._deadly[place]}")
         if self._notes:
             self._notes.write(*place)
         try:

@@ -4,8 +4,8 @@
 
 The state of a loader is one integer, the step, beside the hash of its plan: batch n is a function
 of (config, records, n), with any number of workers and hosts. Grain reads ahead, in threads or
-worker processes; its own state is never used. A worker process that dies is started again; the
-record that kills it a second time is a bad record.
+worker processes; its own state is never used. A worker process that dies or hangs is started again;
+the record that does it to one a second time is a bad record.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections import Counter, deque
 from pathlib import Path
 
+import numpy as np
+
 from inset_jax.core.config import Config
 from inset_jax.data import text
-from inset_jax.data.batch import BatchMaker, Failure, Fault, HostBatch, Notes, Picture
+from inset_jax.data.batch import BatchMaker, Failure, Fault, HostBatch, Picture
 from inset_jax.data.course import Ahead, Course, open_course
 from inset_jax.data.layout import Item
 from inset_jax.data.plan import Plan
 from inset_jax.data.record import open_records, split_path
+from inset_jax.data.watch import Notes, Watch
 
 __all__ = ["SPLITS", "Fault", "HostBatch", "Loader", "Picture"]
 SPLITS = ("train", "validation")
@@ -74,7 +78,8 @@ class Loader:
         self._iterator, self._notes = None, None
         self._step = step
         self._deaths: Counter = Counter()  # of worker processes: by batch, and by what they were at
-        self._deadly: set[tuple[int, int]] = set()  # (data set, record)
+        self._deadly: dict[tuple[int, int], str] = {}  # (data set, record), and what it does
+        self._host = f"host {process_index} ({socket.gethostname()})"
         self.faults: deque[Fault] = deque(maxlen=KEPT)  # the last ones, for those who look
         self.restarts = 0  # of worker processes
 
@@ -150,19 +155,21 @@ class Loader:
         self._iterator, self._notes = None, None
 
     def _next(self) -> HostBatch | Failure:
-        """Takes the next batch; starts worker processes again when one has died."""
+        """Takes the next batch; starts worker processes again when one has died or hangs."""
         while True:
             if self._iterator is None:
                 self._iterator = iter(self._pipeline())
-            try:
+            if not self._config.data.workers:
                 return next(self._iterator)
+            watch = Watch(Notes(self._notes.name), self._config.data.worker_timeout)
+            try:
+                with watch:
+                    return next(self._iterator)
             except RuntimeError as error:  # Grain's word for a worker process that is gone
-                if not self._config.data.workers:
-                    raise
-                self._bury(error)
+                self._bury(error, watch.has_killed)
 
-    def _bury(self, error: RuntimeError) -> None:
-        """Finds out what the dead worker process was at.
+    def _bury(self, error: RuntimeError, has_hung: bool) -> None:
+        """Finds out what the dead worker process was at, or the one that hung and was killed.
 
         Any death is forgiven at first: the machine may have been short of memory. A record that was
         in work at two of them is deadly, and is from then on a bad record.
@@ -171,25 +178,38 @@ class Loader:
           RuntimeError: worker processes keep dying.
         """
         at_work = Notes(self._notes.name).take()
+        died, does = f"died ({error})", "ended the worker process that decoded it"
+        if has_hung:
+            limit = f"{self._config.data.worker_timeout:g} s (data.worker_timeout)"
+            died, does = (
+                f"hung for {limit}",
+                f"held up the worker process that decoded it for {limit}",
+            )
+            at_work = dict(list(at_work.items())[:1])  # the others had to die with it
         self.close()
         self.restarts += 1
-        self._deaths[self._step] += 1
-        self._deaths.update(at_work)
-        found = {place for place in at_work if self._deaths[place] == 2}
-        self._deadly |= found
-        names = ", ".join(
-            f"{self._records[data_set].folder}: record {number}" for data_set, number in at_work
-        )
+        places = set(at_work.values())
+        self._deaths.update([self._step, *places])
+        found = {place for place in places if self._deaths[place] == 2}
+        self._deadly |= dict.fromkeys(found, does)
+        names = ", ".join(f"{self._name(p)} (process {n})" for n, p in at_work.items())
+        told = f"on {self._host}, at work on {names or 'no record'}"
         log.warning(
-            "step %d: a worker process died (%s) at work on %s; started again%s",
-            *(self._step, error, names or "no record"),
-            ", without what killed it twice" * bool(found),
+            "step %d: a worker process %s %s; started again%s",
+            *(self._step, died, told, ", without what did this twice" * bool(found)),
         )
         if self._deaths[self._step] >= DEATHS and not found:
             raise RuntimeError(
-                f"batch {self._step}: worker processes died {DEATHS} times, lastly at work on "
-                f"{names or 'no record'}: {error}"
+                f"batch {self._step}: worker processes died or hung {DEATHS} times; lastly one "
+                f"{died} {told}"
             ) from error
+
+    def _name(self, place: tuple[int, int]) -> str:
+        """Names a record of a data set: folder, number, and id if the plan knows it."""
+        data_set, record = place
+        index = self.plan.indexes[data_set]
+        ids = [index.ids[int(row)] for row in np.flatnonzero(index.number == record)]
+        return f"{self._records[data_set].folder}: record {record}" + f" {ids[0]!r}" * bool(ids)
 
     def _maker(self, notes: Notes | None = None) -> BatchMaker:
         own = (self._course, self._records, self.tokenizer, self._shard)
@@ -212,9 +232,10 @@ class Loader:
         if not flags.FLAGS.is_parsed():  # Grain's workers read flags, which a library never parsed
             flags.FLAGS.mark_as_parsed()
         batches = steps.to_iter_dataset(grain.ReadOptions(1, 1))
-        return batches.mp_prefetch(
-            grain.MultiprocessingOptions(data.workers, per_worker_buffer_size=max(data.prefetch, 1))
+        options = grain.MultiprocessingOptions(
+            data.workers, per_worker_buffer_size=max(data.prefetch, 1)
         )
+        return batches.mp_prefetch(options, notes.begin)
 
 
 def course_of(config: Config, split: str, workers: int = 0) -> Course:

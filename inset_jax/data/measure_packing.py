@@ -20,6 +20,7 @@ from inset_jax.data.index import Index, measure
 from inset_jax.data.plan import Plan
 
 TOTAL = 32768  # tokens of a pack
+SMALL_TOTAL = 16384  # of the mix without adversaries, too
 REFERENCES = {  # largest reference -> rule for its size, and the least fill of either stream
     518: (SizeLimits(518, 224, 14, 14 * 14 * 9 * 1024), 0.99),
     980: (SizeLimits(980, 378, 14, 2_007_040), 0.98),
@@ -79,8 +80,10 @@ def greedy(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     return pack
 
 
-def fitted(config: Config, name: str, count: int, longest: int) -> tuple[list[Index], Config]:
-    """Measures a made-up mix and gives the config the capacities that fit it."""
+def fitted(
+    config: Config, name: str, count: int, longest: int, total: int = TOTAL
+) -> tuple[list[Index], Config]:
+    """Measures a made-up mix and gives the config the capacities that fit it, `total` in all."""
     made, weights = mixes.MIXES[name](count)
     limits, _ = REFERENCES[longest]
     roomy = edit(
@@ -89,14 +92,14 @@ def fitted(config: Config, name: str, count: int, longest: int) -> tuple[list[In
         data__weights=weights,
         data__train=tuple(own.name for own in made),
         data__smallest_reference=0.5,
-        data__max_example_tokens=min(config.data.max_example_tokens, TOTAL // 2),
+        data__max_example_tokens=min(config.data.max_example_tokens, total // 2),
     )
-    und, gen = TOTAL // 2, TOTAL // 2
+    und = gen = total // 2
     for _ in range(3):  # what is scaled to fit depends on the capacities, and the mean on that
         capacity = dict(und=und, gen=gen, vit=und, cross_entropy=und, examples=1024)
         roomy = edit(roomy, **{f"data__capacity__{k}": v for k, v in capacity.items()})
         indexes = [measure(own, roomy) for own in made]
-        und, gen = best_capacity(mean_tokens(indexes, roomy), TOTAL)
+        und, gen = best_capacity(mean_tokens(indexes, roomy), total)
         if (und, gen) == (capacity["und"], capacity["gen"]):
             break
     return indexes, roomy
@@ -114,40 +117,44 @@ def mean_tokens(indexes: list[Index], config: Config, most: int = 20_000) -> np.
 
 def packing(config: Config, count: int) -> list[dict]:
     """Packs every mix with references of both sizes, by the planner and by BAGEL's rule."""
-    results = []
-    for name in mixes.MIXES:
-        for longest, (_, bar) in REFERENCES.items():
-            indexes, own = fitted(config, name, count, longest)
-            plan = Plan(indexes, own, True, own.data.dropout)
-            began = time.perf_counter()
-            section = plan.section(0)
-            seconds = time.perf_counter() - began
-            lengths = plan.sample(len(section.rows))
-            ours = (section.used[:2] / section.packs / plan.capacity[:2]).tolist()
-            pack = greedy(lengths, plan.capacity)
-            skipped = sum(len(ids) for index in indexes for ids in index.skipped.values())
-            results.append(
-                {
-                    "mix": name,
-                    "longest_reference": longest,
-                    "capacity": plan.capacity[:2].tolist(),
-                    "examples": len(section.rows),
-                    "packs": section.packs,
-                    "scaled_down": float(np.mean([np.mean(i.percent < 100) for i in indexes])),
-                    "left_out": skipped,
-                    "fill": ours,
-                    "greedy_fill": list(Fill.of(lengths, pack, plan.capacity)),
-                    "greedy_lost": int(np.sum(pack < 0)),
-                    "milliseconds_an_example": seconds / len(section.rows) * 1e3,
-                    "bar": bar if name == "mixed" else None,
-                }
-            )
-    return results
+    rows = [(name, longest, TOTAL) for name in mixes.MIXES for longest in REFERENCES]
+    rows += [("mixed", longest, SMALL_TOTAL) for longest in REFERENCES]
+    return [_packed(config, count, *row) for row in rows]
+
+
+def _packed(config: Config, count: int, name: str, longest: int, total: int) -> dict:
+    indexes, own = fitted(config, name, count, longest, total)
+    plan = Plan(indexes, own, True, own.data.dropout)
+    began = time.perf_counter()
+    section = plan.section(0)
+    seconds = time.perf_counter() - began
+    lengths = plan.sample(len(section.rows))
+    ours = (section.used[:2] / section.packs / plan.capacity[:2]).tolist()
+    pack = greedy(lengths, plan.capacity)
+    has_bar = name == "mixed" and total == TOTAL
+    return {
+        "mix": name,
+        "longest_reference": longest,
+        "total": total,
+        "capacity": plan.capacity[:2].tolist(),
+        "examples": len(section.rows),
+        "packs": section.packs,
+        "scaled_down": sum(int(np.sum(i.percent < 100)) for i in indexes)
+        / sum(len(i) for i in indexes),
+        "left_out": sum(len(ids) for index in indexes for ids in index.skipped.values()),
+        "fill": ours,
+        "greedy_fill": list(Fill.of(lengths, pack, plan.capacity)),
+        "greedy_lost": int(np.sum(pack < 0)),
+        "milliseconds_an_example": seconds / len(section.rows) * 1e3,
+        "bar": REFERENCES[longest][1] if has_bar else None,
+    }
 
 
 def packing_table(results: list[dict]) -> str:
     """Returns the results as lines to read."""
-    lines = ["mix        references  und, gen capacity  fill und  gen    BAGEL's rule  ms/example"]
+    lines = [
+        "mix        references  und, gen capacity  fill und  gen    BAGEL's rule  ms/ex.  scaled"
+    ]
     for row in results:
         und, gen = row["capacity"]
         ours, theirs = row["fill"], row["greedy_fill"]
@@ -155,6 +162,7 @@ def packing_table(results: list[dict]) -> str:
             f"{row['mix']:<10} {row['longest_reference']:>7} px  {und:>7} {gen:>7}   "
             f"{ours[0]:>7.2%} {ours[1]:>7.2%}  {theirs[0]:>6.1%} {theirs[1]:>6.1%}"
             f"    {row['milliseconds_an_example']:.3f}"
+            f"   {row['scaled_down']:>5.1%}, {row['left_out']} left out"
         )
     return "\n".join(lines)
 

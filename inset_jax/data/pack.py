@@ -79,7 +79,7 @@ def _patches(laid: Layout, capacity: CapacityConfig, config: ModelConfig) -> np.
     for item, length in zip(laid.vit_items, laid.vit_length, strict=True):
         if item.image is not None:
             image = item.image if dtype == np.uint8 else images.normalize(item.image)
-            out[row : row + length] = images.patchify(image, config.vit.patch)
+            images.patchify(image, config.vit.patch, out[row : row + length])
         row += length
     return out
 

@@ -178,6 +178,27 @@ def from_features(features: Mapping) -> Example:
     return Example(segments=tuple(segments), **facts)
 
 
+def from_bytes(data: bytes) -> Example:
+    """Returns the example of a record as it lies in its shard, a serialized `tf.train.Example`.
+
+    As `from_features` of what TensorFlow Datasets makes of it, in a fifth of the time.
+
+    Raises:
+      Exception: of many kinds, if the record is damaged or of another schema.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features, columns = {"images": []}, {}
+    for name, feature in tf_example_pb2.Example.FromString(data).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values = list(getattr(feature, kind).value) if kind else []
+        if name.startswith("segments/"):
+            columns[name.removeprefix("segments/")] = values
+        else:
+            features[name] = values if name == "images" else values[0]
+    return from_features(features | {"segments": columns})
+
+
 def _to_bytes(array: np.ndarray | None) -> bytes:
     # not NumPy's own format: its header is parsed as Python, and the parser of Python 3.11 fails
     # when threads take turns in it
@@ -262,7 +283,7 @@ class Records:
     """A split of a folder of records: random access, safe to share between threads and pickle."""
 
     def __init__(self, folder: str, split: str, source, shards: list[tuple[str, int]]):
-        """`source` gives stored dicts by number; `shards` are file names and numbers of records."""
+        """`source` gives stored bytes by number; `shards` are file names and numbers of records."""
         self.folder, self.split = folder, split
         self._source = source
         self._files = [name for name, _ in shards]
@@ -291,7 +312,7 @@ class Records:
         if not 0 <= number < len(self):
             raise IndexError(number)
         try:
-            return from_features(self._source[int(number)])
+            return from_bytes(self._source[int(number)])
         except Exception as error:  # whatever a damaged record does to the reader
             shard = int(np.searchsorted(self._ends, number, side="right"))
             file = (
@@ -316,8 +337,11 @@ def open_records(folder, split: str = "train") -> Records:
     builder = open_folder(folder)
     splits = builder.info.splits
     check_split(folder, split, splits)
+    import tensorflow_datasets as tfds
+
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
-        source = builder.as_data_source(split)
+        source = builder.as_data_source(split, deserialize_method=raw)
         shards = list(zip(splits[split].filenames, splits[split].shard_lengths, strict=True))
     except Exception as error:
         raise ValueError(f"{folder}: cannot be opened as records: {error}") from error

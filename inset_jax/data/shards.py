@@ -69,7 +69,6 @@ class ShardReader:
             self._count = self._reader.num_records()
         except Exception as error:
             raise ValueError(f"{path}: cannot be opened, truncated or damaged: {error}") from error
-        self._features = features()
 
     def __len__(self) -> int:
         return self._count
@@ -101,7 +100,7 @@ class ShardReader:
           ValueError: it is damaged or of another schema.
         """
         try:
-            return record.from_features(self._features.deserialize_example_np(data))
+            return record.from_bytes(data)
         except Exception as error:
             raise ValueError(f"cannot be read: {error}") from error
 

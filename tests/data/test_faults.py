@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import shutil
 import signal
 import struct
@@ -206,7 +207,9 @@ def test_workers_that_keep_dying_end_the_run(config, monkeypatch):
     pipeline = loader._pipeline
     monkeypatch.setattr(loader, "_pipeline", lambda: _Dying(iter(pipeline())))
     loader.close()
-    with pytest.raises(RuntimeError, match=r"batch 1: worker processes died 2 times"):
+    with pytest.raises(
+        RuntimeError, match=r"batch 1: worker processes died or hung 2 times; .* no record"
+    ):
         next(loader)
     loader.close()
 
@@ -227,12 +230,15 @@ class _Dying:
         self._inner.close()
 
 
-DEADLY = "inset-test: ends the process that decodes it"
+DEADLY = "inset-test: undoes the process that decodes it"
 
 
 @pytest.fixture
-def crashing(world, config, tmp_path, monkeypatch):
-    """Records of which one kills whoever decodes it, in worker processes too; the config."""
+def undoing(world, config, tmp_path, monkeypatch):
+    """Makes records of which one undoes whoever decodes it, in worker processes too.
+
+    Returns a function of what then happens, a statement; it returns the config.
+    """
     picture = io.BytesIO()
     from PIL.PngImagePlugin import PngInfo
 
@@ -241,39 +247,57 @@ def crashing(world, config, tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(picture, "PNG", pnginfo=marked)
     site = tmp_path / "site"
     site.mkdir()
-    # workers import this at their start; it stands for a decoder with a bug
-    (site / "sitecustomize.py").write_text(
-        "import PIL.Image, os\n"
-        "load = PIL.Image.open\n"
-        "def crash(*a, **k):\n"
-        "    image = load(*a, **k)\n"
-        f"    if image.info.get('Comment') == {DEADLY!r}:\n"
-        "        os.abort()\n"
-        "    return image\n"
-        "PIL.Image.open = crash\n"
-    )
     monkeypatch.setenv("PYTHONPATH", f"{site}:{os.getcwd()}")
     resized = lambda s: dataclasses.replace(s, image=picture.getvalue(), width=40, height=40)
     spoil = lambda e: dataclasses.replace(
         e, segments=tuple(resized(s) if s.image else s for s in e.segments)
     )
     folder = rewrite(world, tmp_path / "r", lambda e: spoil(e) if e.id == "x8" else e)
-    return edit(config, data__train=(folder,), data__workers=1)
+
+    def make(happens: str):
+        # workers import this at their start; it stands for a decoder with a bug
+        (site / "sitecustomize.py").write_text(
+            "import PIL.Image, os, time\n"
+            "load = PIL.Image.open\n"
+            "def undo(*a, **k):\n"
+            "    image = load(*a, **k)\n"
+            f"    if image.info.get('Comment') == {DEADLY!r}:\n"
+            f"        {happens}\n"
+            "    return image\n"
+            "PIL.Image.open = undo\n"
+        )
+        return edit(config, data__train=(folder,), data__workers=1)
+
+    return make
 
 
-def test_a_record_that_kills_workers_is_a_bad_record(crashing):
-    loader = Loader(edit(crashing, data__on_bad_record="replace"))
+def test_a_record_that_kills_workers_is_a_bad_record(undoing):
+    loader = Loader(edit(undoing("os.abort()"), data__on_bad_record="replace"))
     check_replaced(loader, {"x8"})
     loader.close()
     assert loader.restarts == 2
     assert "ended the worker process" in loader.faults[0].reason
 
 
-def test_a_record_that_kills_workers_stops_the_run_and_is_named(crashing):
-    loader = Loader(crashing)
+def test_a_record_that_kills_workers_stops_the_run_and_is_named(undoing):
+    loader = Loader(undoing("os.abort()"))
     with pytest.raises(ValueError, match="x8: ended the worker process that decoded it"):
         ids(loader, 10)
     loader.close()
+
+
+def test_a_worker_that_hangs_is_started_again_and_its_record_is_a_bad_one(undoing, caplog):
+    config = edit(undoing("time.sleep(600)"), data__on_bad_record="replace")
+    loader = Loader(edit(config, data__worker_timeout=5.0), process_index=0)
+    check_replaced(loader, {"x8"})
+    loader.close()
+    assert loader.restarts >= 2  # a slow start on a busy machine counts, too
+    limit = r"5 s \(data.worker_timeout\)"
+    assert re.search(
+        f"held up the worker process that decoded it for {limit}", loader.faults[0].reason
+    )
+    told = rf"hung for {limit} on host 0 \(.+\), at work on .+: record \d+ 'x8' \(process \d+\)"
+    assert len(re.findall(told, caplog.text)) == 2
 
 
 def test_faults_in_worker_processes_are_those_of_this_process(world, config, tmp_path):

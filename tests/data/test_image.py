@@ -50,6 +50,25 @@ def test_pixels_patches_and_places_equal_the_reference(number):
     assert np.array_equal(image.place_ids(rows, columns, 70, True), of("pos_interpolate_S70"))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (37, 5), (700, 301)])
+def test_pixels_are_those_that_pil_gives(size):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    picture = Image.fromarray(noise)
+    assert np.array_equal(image.resize_to(picture, *size), noise)
+    smaller = picture.resize((14, 28), Image.Resampling.BICUBIC)
+    assert np.array_equal(image.resize_to(picture, 14, 28), np.asarray(smaller))
+    assert image.resize_to(picture, *size).dtype == np.uint8
+
+
+def test_patches_are_written_where_they_belong():
+    picture = np.arange(28 * 42 * 3).reshape(28, 42, 3)
+    out = np.full((8, 14 * 14 * 3), -1)
+    image.patchify(picture, 14, out[1:7])
+    assert np.array_equal(out[1:7], image.patchify(picture, 14))
+    assert (out[[0, 7]] == -1).all()
+    assert np.array_equal(out[5].reshape(14, 14, 3), picture[14:, 14:28])
+
+
 @pytest.mark.parametrize("name", PLACES)
 def test_places_equal_the_reference(name):
     kind, *numbers = re.match(r"posids/(\w+)_h(\d+)_w(\d+)_p(\d+)_S(\d+)", name).groups()

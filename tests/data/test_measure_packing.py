@@ -22,7 +22,9 @@ def test_the_stated_mix_fills_both_streams_far_better_than_greedy(longest, monke
         monkeypatch.delitem(mixes.MIXES, name)
     rule, bar = measure_packing.REFERENCES[longest]
     monkeypatch.setattr(measure_packing, "REFERENCES", {longest: (rule, bar)})
-    (row,) = measure_packing.packing(experiment(), 6000)
+    row, small = measure_packing.packing(experiment(), 6000)
+    assert sum(small["capacity"]) <= 16384 and small["bar"] is None
+    assert small["scaled_down"] > row["scaled_down"] and min(small["fill"]) > 0.85
     assert row["examples"] == 8192 and row["left_out"] == 0
     assert min(row["fill"]) > bar - 0.005  # the last packs of so short a plan are not full
     assert min(row["greedy_fill"]) < 0.9

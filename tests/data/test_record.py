@@ -81,6 +81,15 @@ def test_records_of_version_1_are_read_and_their_moments_fit_nothing(folder, mon
     assert found.segments[2].moments is not None and found.segments[2].moments_vae == ""
 
 
+def test_records_are_what_tensorflow_datasets_reads(folder):
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(str(folder)).as_data_source("train")
+    records = open_records(folder)
+    for number in (0, 7, 299):
+        assert same(from_features(source[number]), records[number])
+
+
 def test_threads_read_side_by_side(folder):
     records = open_records(folder, "train")
     with ThreadPoolExecutor(8) as threads:

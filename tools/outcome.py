@@ -1,0 +1,24 @@
+"""How the commands of this folder end: errors in words and an exit status, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def status(work: Callable[[], int | None], failure: int = 2, resumes: bool = False) -> int:
+    """Runs the work of a command and returns its exit status.
+
+    Args:
+      work: returns the status; None is 0.
+      failure: the status after an error of the user's or of a disk (ValueError, OSError).
+      resumes: the same command goes on after an interruption.
+    """
+    try:
+        return work() or 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return failure
+    except KeyboardInterrupt:
+        print("interrupted" + "; the same command goes on from here" * resumes, file=sys.stderr)
+        return 130
