@@ -151,7 +151,7 @@ def test_a_missing_copy_is_counted(art):
 @pytest.mark.parametrize("kind", ["editing", "video-interleaved"])
 def test_what_was_to_change_has_changed_in_the_target_and_not_in_the_source(art, kind):
     kinds = tuple(float(name == kind) for name in world.KINDS)
-    scenes = draw(art, 40, objects=(1, 2, 1, 1), kinds=kinds)
+    scenes = draw(art, 20, objects=(1, 2, 1, 1), kinds=kinds)
     assert len({scene.relation for scene in scenes}) >= 3
     for scene, done, undone in zip(
         scenes,
