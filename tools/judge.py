@@ -16,6 +16,8 @@ import pathlib
 import sys
 import time
 
+from tools import outcome
+
 CONTROLS = ("2 references", "5 references")
 
 
@@ -38,11 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.seeds, options.sentences, options.batch) < 1:
         parser.error("--seeds, --sentences and --batch: at least 1")
-    try:
-        return _judge(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return outcome.status(lambda: _judge(options), failure=1)
 
 
 def _judge(options: argparse.Namespace) -> int:
