@@ -48,6 +48,7 @@ setup(
             "inset-train=inset_jax.train.__main__:main",
             "inset-generate=inset_jax.generate:main",
             "inset-convert=inset_jax.convert:main",
+            "inset-preflight=inset_jax.preflight.__main__:main",
         ]
     },
 )

@@ -3,6 +3,7 @@
 
 LAUNCH="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 DRY_RUN=0
+PREFLIGHT=1
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 fail() {
@@ -16,8 +17,9 @@ begin() {
     for argument in "$@"; do
         case "$argument" in
             --dry-run) DRY_RUN=1 ;;
+            --no-preflight) PREFLIGHT=0 ;;
             --help | -h) usage && exit 0 ;;
-            *) fail "$argument: not expected; --dry-run prints every command, the rest are settings" ;;
+            *) fail "$argument: expected --dry-run, --no-preflight or --help; the rest are settings" ;;
         esac
     done
     # shellcheck source=launch/settings.sh
@@ -55,23 +57,27 @@ train_command() {
     local more
     read -ra more <<<"$FLAGS"
     COMMAND=(python -m inset_jax.train "--config=$CONFIG" "--workdir=$WORKDIR")
+    if [[ -n "$PACKS" ]]; then
+        COMMAND+=("--config.data.packs=$PACKS")
+    fi
     if ((SLICES > 1)); then
         COMMAND+=("--config.mesh.dcn=$SLICES")
     fi
     COMMAND+=(${more[@]+"${more[@]}"})
 }
 
-# Compiles the step for these very chips before machines are asked for, where that is possible.
+# Compiles the step for these very chips before machines are asked for; fails if it does not fit.
 preflight() {
-    local more slice="$CHIP:$TOPOLOGY"
+    local word words=() slice="$CHIP:$TOPOLOGY"
+    ((PREFLIGHT)) || return 0
     if ((SLICES > 1)); then
-        slice="${SLICES}x$slice"
+        slice="${SLICES}x $slice"
     fi
-    if [[ ! -f "$LAUNCH/../tools/preflight.py" ]]; then
-        say "no preflight in this version: whether $CONFIG fits $slice is not known"
-        return
-    fi
-    read -ra more <<<"$FLAGS"
-    (cd "$LAUNCH/.." && run python -m tools.preflight "--config=$CONFIG" "--slice=$slice" \
-        ${more[@]+"${more[@]}"}) || fail "preflight: $CONFIG does not fit $slice"
+    for word in "${COMMAND[@]}"; do
+        # the fields of the config; what else the run takes is not for the compile
+        [[ "$word" != --config* ]] || words+=("$word")
+    done
+    (cd "$LAUNCH/.." && run python -m tools.preflight "${words[@]}" "--slice=$slice" \
+        --exact "--out=launch-logs/$NAME/preflight") ||
+        fail "preflight: see above; --no-preflight asks for machines all the same"
 }

@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
     cat <<'TEXT'
-launch/gke.sh [--dry-run]    settings: launch/settings.sh (NAME, NAMESPACE, CHIP, TOPOLOGY, IMAGE, ...)
+launch/gke.sh [--dry-run] [--no-preflight]
+    settings: launch/settings.sh (NAME, NAMESPACE, CHIP, TOPOLOGY, IMAGE, ...)
 
 kubectl must point at a cluster with TPU node pools of this chip and topology and with JobSet.
 Exit status: 0 trained; 1 an error.

@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
     cat <<'TEXT'
-launch/queued.sh [--dry-run]    settings: launch/settings.sh (NAME, PROJECT, ZONE, CHIP, IMAGE, ...)
+launch/queued.sh [--dry-run] [--no-preflight]
+    settings: launch/settings.sh (NAME, PROJECT, ZONE, CHIP, IMAGE, ...)
 
 Exit status: 0 trained; 1 an error that another attempt would meet too; 75 the attempts are used up.
 TEXT

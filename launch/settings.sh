@@ -6,6 +6,7 @@
 : "${NAME:=inset}"                        # of resources and jobs: a-z, 0-9, -
 : "${CONFIG:=configs/inset_7b.py}"        # in the image
 : "${FLAGS:=}"                            # more flags of inset_jax.train, split at spaces
+: "${PACKS:=}"                            # data.packs, such as 256: one a chip; "": as in CONFIG
 : "${BUCKET:=}"                           # mounted at /mnt/run on every host; see docs/pods.md
 : "${WORKDIR:=/mnt/run/$NAME}"            # a folder that all hosts share
 

@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "evaluate": {"core", "data", "sample"},
     "generate": {"core", "data", "model", "checkpoint", "sample"},
     "convert": {"core", "checkpoint", "parity"},
+    # compiles what a run would; nothing imports it
+    "preflight": {"core", "data", "model", "kernels", "checkpoint", "train"},
     # replays a reference run through all rooms; the convert command alone imports it
     "parity": {"core", "kernels", "data", "model", "checkpoint", "train", "sample"},
 }

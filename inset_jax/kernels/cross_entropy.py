@@ -36,39 +36,68 @@ def chunked_cross_entropy(
 
 def _forward(hidden, head, label, chunk):
     _check(hidden, head, label, chunk)
+    size = _chunk_size(hidden, chunk)
+    keep = size == hidden.shape[1]
 
-    def step(_, part):
+    def step(head, part):
         hidden, label = part
         logits = _logits(hidden, head)
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         of_label = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
-        return None, (log_sum - of_label, log_sum, logits if keep else None)
+        return head, (log_sum - of_label, log_sum, (logits,) if keep else ())
 
-    size = _chunk_size(hidden, chunk)
-    keep = size == hidden.shape[1]
-    parts = (_cut(hidden, size), _cut(label, size))
-    _, (loss, log_sum, logits) = lax.scan(step, None, parts)
-    return _join(loss, label), (hidden, head, label, log_sum, logits)
+    def local(hidden, head, label):
+        _, (loss, log_sum, kept) = lax.scan(step, head, (_cut(hidden, size), _cut(label, size)))
+        return _join(loss, label), log_sum, kept
+
+    packs, chunks = _split(hidden)
+    run = _per_device(local, (packs, (), packs), (packs, chunks, chunks))
+    loss, log_sum, kept = run(hidden, head, label)
+    return loss, (hidden, head, label, log_sum, kept)
 
 
 def _backward(chunk, residual, grad):
-    hidden, head, label, log_sum, logits = residual
-    word = jnp.arange(head.shape[1])
-
-    def step(grad_head, part):
-        hidden, label, grad, log_sum, logits = part
-        logits = _logits(hidden, head) if logits is None else logits
-        probability = jnp.exp(logits - log_sum[..., None])
-        slope = grad[..., None] * (probability - (label[..., None] == word))
-        slope = slope.astype(hidden.dtype)
-        grad_head += _dot("pcm,pcv->mv", hidden, slope)
-        return grad_head, _dot("pcv,mv->pcm", slope, head).astype(hidden.dtype)
-
+    hidden, head, label, log_sum, kept = residual
     size = _chunk_size(hidden, chunk)
-    # padding has a gradient of zero, so whatever it computes adds nothing
-    parts = (*(_cut(x, size) for x in (hidden, label, grad)), log_sum, logits)
-    grad_head, grad_hidden = lax.scan(step, jnp.zeros(head.shape, jnp.float32), parts)
-    return _join(grad_hidden, hidden), grad_head.astype(head.dtype), None
+
+    def local(hidden, head, label, grad, log_sum, kept):
+        word = jnp.arange(head.shape[1])
+
+        def step(grad_head, part):
+            hidden, label, grad, log_sum, kept = part
+            logits = kept[0] if kept else _logits(hidden, head)
+            probability = jnp.exp(logits - log_sum[..., None])
+            slope = grad[..., None] * (probability - (label[..., None] == word))
+            slope = slope.astype(hidden.dtype)
+            grad_head += _dot("pcm,pcv->mv", hidden, slope)
+            return grad_head, _dot("pcv,mv->pcm", slope, head).astype(hidden.dtype)
+
+        # padding has a gradient of zero, so whatever it computes adds nothing
+        parts = (*(_cut(x, size) for x in (hidden, label, grad)), log_sum, kept)
+        grad_head, grad_hidden = lax.scan(step, jnp.zeros(head.shape, jnp.float32), parts)
+        return _join(grad_hidden, hidden), grad_head.astype(head.dtype)[None]
+
+    packs, chunks = _split(hidden)
+    inputs = (packs, (), packs, packs, chunks, chunks)
+    # each device's share of the head's gradient in a row of its own; their sum is what XLA reduces,
+    # once, where it would reduce every chunk's share by itself
+    run = _per_device(local, inputs, (packs, packs))
+    grad_hidden, shares = run(hidden, head, label, grad, log_sum, kept)
+    return grad_hidden, jnp.sum(shares, axis=0), None
+
+
+def _split(hidden: jax.Array) -> tuple[tuple, tuple]:
+    """Logical names of arrays [P, ...] and [chunk, P, ...]: split by packs where these divide."""
+    pack = mesh.dividing("pack", hidden.shape[0])
+    return (pack,), (None, pack)
+
+
+def _per_device(local, inputs, outputs):
+    """Each device works on its own packs, with the head whole: gathered once, not once a chunk.
+
+    Where the vocabulary is split, sums run over several devices: those are left to XLA.
+    """
+    return local if mesh.ways("vocab") > 1 else mesh.per_device(local, inputs, outputs)
 
 
 chunked_cross_entropy.defvjp(_forward, _backward)

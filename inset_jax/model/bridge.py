@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from inset_jax.core.mesh import constrain
+from inset_jax.model.decoder import ACTIVATION
 from inset_jax.model.layers import Linear
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal part of the time embedding
@@ -20,7 +22,9 @@ class Connector(nnx.Module):
         self.fc2 = Linear((model_dim, model_dim), ("embed", "mlp"), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+        """x [P, V, width] -> [P, V, M]."""
+        hidden = constrain(self.fc1(x), ACTIVATION)
+        return constrain(self.fc2(jax.nn.gelu(hidden, approximate=True)), ACTIVATION)
 
 
 class TimeEmbedding(nnx.Module):
@@ -31,8 +35,11 @@ class TimeEmbedding(nnx.Module):
         self.fc2 = Linear((model_dim, model_dim), ("embed", "mlp"), rngs)
 
     def __call__(self, timestep: jax.Array, dtype) -> jax.Array:
-        """timestep float32 [...] -> [..., M]."""
-        return self.fc2(jax.nn.silu(self.fc1(time_waves(timestep).astype(dtype))))
+        """timestep float32 [P, G] -> [P, G, M]."""
+        # where tokens are many and weights small, a partitioner would rather gather the tokens
+        waves = constrain(time_waves(timestep).astype(dtype), ACTIVATION)
+        hidden = constrain(self.fc1(waves), ACTIVATION)
+        return constrain(self.fc2(jax.nn.silu(hidden)), ACTIVATION)
 
 
 def time_waves(timestep: jax.Array) -> jax.Array:

@@ -59,7 +59,8 @@ class Inset(nnx.Module):
     ) -> jax.Array:
         """ViT patches [P, V, X] to features [P, V, M] that enter the und stream."""
         features, _ = self.vit(patch, place, visibility, compute)
-        return self.connector(features) + self.connector_position(place, features.dtype)
+        position = constrain(self.connector_position(place, features.dtype), ACTIVATION)
+        return self.connector(features) + position
 
     def embed_und(
         self, token: jax.Array, patch: jax.Array, features: jax.Array | None, compute: ComputeConfig
@@ -71,7 +72,7 @@ class Inset(nnx.Module):
           patch: int32 [P, U], row of `features`, or a negative code where there is no image.
           features: [P, V, M] from `images`; None where the pack has no images.
         """
-        x = self.llm.embed(token, jnp.dtype(compute.dtype))
+        x = constrain(self.llm.embed(token, jnp.dtype(compute.dtype)), ACTIVATION)
         if self.config.null_token:
             row = jnp.where(patch == NULL_IMAGE, 1, 0)
             is_null = ((patch == NULL_TEXT) | (patch == NULL_IMAGE))[..., None]
@@ -86,8 +87,8 @@ class Inset(nnx.Module):
     ) -> jax.Array:
         """Embeds the gen stream: latents [P, G, L] at times [P, G] in [0, 1] -> [P, G, M]."""
         dtype = jnp.dtype(compute.dtype)
-        x = self.latent_in(latent.astype(dtype)) + self.time(timestep, dtype)
-        return constrain(x + self.latent_position(place, dtype), ACTIVATION)
+        x = constrain(self.latent_in(latent.astype(dtype)), ACTIVATION) + self.time(timestep, dtype)
+        return x + constrain(self.latent_position(place, dtype), ACTIVATION)
 
     def decode(
         self,

@@ -18,7 +18,7 @@ from inset_jax.core.config import ComputeConfig, VitConfig
 from inset_jax.core.mesh import constrain
 from inset_jax.kernels.attend import attend, chosen
 from inset_jax.model import layers
-from inset_jax.model.decoder import REMAT
+from inset_jax.model.decoder import ACTIVATION, REMAT
 from inset_jax.model.layers import LayerNorm, Linear, Table
 
 
@@ -62,7 +62,7 @@ class VitLayer(nnx.Module):
     ) -> jax.Array:
         x = x + self.attention(self.norm1(x), visibility, implementation)
         x = x + self.mlp(self.norm2(x))
-        return constrain(x, ("pack", "token", "feature"))
+        return constrain(x, ACTIVATION)
 
 
 class Vit(nnx.Module):
@@ -89,7 +89,8 @@ class Vit(nnx.Module):
           visibility: [P, V], each patch is seen by its own image.
         """
         dtype = jnp.dtype(compute.dtype)
-        x = self.patch(unit_range(patch).astype(dtype)) + self.position(place, dtype)
+        x = constrain(self.patch(unit_range(patch).astype(dtype)), ACTIVATION)
+        x = x + constrain(self.position(place, dtype), ACTIVATION)
         definition, stacked = nnx.split(self.layers)
 
         def body(x, params):

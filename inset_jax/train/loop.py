@@ -124,13 +124,8 @@ class _Run:
             f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
         )
         definition, _ = inset.abstract(config.model)
-        places = jax.tree.map(lambda x: x.sharding, self.state)
         everywhere = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.advance = jax.jit(
-            step.train_step(definition, config),
-            donate_argnums=0,
-            out_shardings=(places, everywhere),
-        )
+        self.advance = start.jitted(config, self.state, mesh)
         loss = step.loss_function(definition, config)
 
         def held_out(params, packs):

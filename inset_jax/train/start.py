@@ -44,6 +44,20 @@ def wanted(config: Config, mesh: Mesh) -> tuple[Tree, Tree]:
     )
 
 
+def jitted(config: Config, state: Tree, mesh: Mesh):
+    """Returns the step as it runs on the mesh: the state stays where it is and is updated in place.
+
+    Args:
+      state: arrays, or their shapes with shardings (`wanted`).
+    """
+    definition, _ = inset.abstract(config.model)
+    places = jax.tree.map(lambda x: x.sharding, state)
+    everywhere = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(
+        step.train_step(definition, config), donate_argnums=0, out_shardings=(places, everywhere)
+    )
+
+
 def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
     """Returns the newest state of the directory, or the first one if it has none.
 

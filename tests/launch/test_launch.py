@@ -38,7 +38,7 @@ def cloud(tmp_path):
         )
         (binaries / name).chmod(0o755)
 
-    def launch(script, answers, *flags, **settings):
+    def launch(script, answers, *flags, keep_preflight=False, **settings):
         (tmp_path / "answers.json").write_text(json.dumps(answers))
         calls = tmp_path / "calls.jsonl"
         calls.write_text("")
@@ -53,7 +53,8 @@ def cloud(tmp_path):
             stdin=subprocess.DEVNULL,
         )
         told = [json.loads(line) for line in calls.read_text().splitlines()]
-        told = [call for call in told if "tools.preflight" not in call["words"]]
+        if not keep_preflight:
+            told = [call for call in told if "tools.preflight" not in call["words"]]
         return done.returncode, done.stdout, done.stderr, told
 
     return launch
@@ -93,6 +94,33 @@ def test_dry_run_prints_every_command_and_calls_nothing(cloud):
     lines = [line for line in out.splitlines() if "preflight" not in line]
     assert all(line.startswith("+ gcloud compute tpus ") for line in lines)
     assert len(lines) == 1 + 1 + 4 + 1  # create, describe, ssh, delete
+
+
+@pytest.mark.parametrize("script", ["queued.sh", "gke.sh"])
+def test_a_step_that_does_not_fit_asks_for_no_machines(cloud, script):
+    too_large = {"match": "tools.preflight", "status": 1, "err": "does not fit\n"}
+    flags = "--config.run.steps=7 --lost_after=9"
+    status, _, err, calls = cloud(
+        script, [too_large], keep_preflight=True, SLICES="2", FLAGS=flags, PACKS="16"
+    )
+    assert status == 1
+    assert "does not fit" in err and "--no-preflight" in err
+    (call,) = calls
+    for word in (
+        "--slice=2x v5p:2x2x2 --exact",
+        "--config=configs/inset_7b.py",
+        "--config.mesh.dcn=2",
+        "--config.data.packs=16",
+        "--config.run.steps=7",
+    ):
+        assert word in call["words"]
+    assert "workdir" not in call["words"] and "lost_after" not in call["words"]
+
+
+def test_preflight_can_be_left_out(cloud):
+    status, _, err, calls = cloud("queued.sh", [ACTIVE], "--no-preflight", keep_preflight=True)
+    assert status == 0, err
+    assert not having(calls, "tools.preflight")
 
 
 def test_full_zone_is_asked_again(cloud):

@@ -1,0 +1,17 @@
+"""What a run on TPUs will need, found on a machine that has none.
+
+The step that the run will take is compiled by libtpu for chips that are only described. Files in
+the order of the flow:
+
+    chips.py        names of slices, published figures of chips, flags of their runs
+    program.py      the step and its arguments on a described slice; their bytes by part
+    child.py        one compile, in a process of its own
+    compiler.py     starts that process, reads what it leaves, ends it early if that is enough
+    hlo.py          the compiled program as text: computations, and how often each runs
+    collectives.py  what it sends between chips, and what it computes meanwhile
+    work.py         operations of a step, counted by part
+    estimate.py     seconds of a step, roughly
+    settings.py     settings that contradict each other or have no effect
+    report.py       all of it as JSON, text and a page
+    search.py       other layouts and remat policies, ranked
+"""

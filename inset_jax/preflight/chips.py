@@ -1,0 +1,158 @@
+"""Slices by their names, the published figures of their chips, and the flags of runs on them.
+
+v6e-256, v5e-16       named by chips
+v5p-128, tpu7x-128    named by TensorCores, two a chip: 64 chips, 4x4x4
+v6e:16x16             chips along each axis
+2x v5p-128            two slices, joined by the data-centre network
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+GIB = 1 << 30
+NAME = re.compile(r"(?:(\d+) ?x ?)?(v\w+|tpu\w+)(?:-(\d+)|:(\d+(?:x\d+){1,2}))")
+
+# XLA's asynchronous all-gathers with matrix work inside; launch/chips.sh gives the same to the run,
+# and a test holds the two together
+ASYNC = (
+    "--xla_tpu_enable_async_collective_fusion=true",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+    "--xla_tpu_overlap_compute_collective_tc=true",
+    "--xla_enable_async_all_gather=true",
+)
+
+
+class Chip(NamedTuple):
+    """One kind of chip. Rates are of the whole chip, as published."""
+
+    name: str
+    dims: int  # of its torus
+    cores: int  # that a slice's name counts a chip
+    devices: int  # that JAX sees of a chip
+    hbm: int  # bytes that a program on one device may use, as libtpu says
+    flops: float  # bfloat16 operations a second
+    bandwidth: float  # bytes a second of its memory
+    link: float  # bytes a second and direction of one of its 2 * dims links
+    dcn: float  # bytes a second of its share of the host's network
+    flags: tuple[str, ...]  # LIBTPU_INIT_ARGS of runs
+
+    @property
+    def device_flops(self) -> float:
+        return self.flops / self.devices
+
+
+# Sources: Google Cloud's pages of each chip (operations, memory, interconnect: gigabits a second of
+# all links together); HBM by libtpu 0.0.42's own messages.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 2, 1, 1, int(15.75 * GIB), 197e12, 819e9, 50e9, 6.25e9, ()),
+        Chip("v5p", 3, 2, 1, int(95.74 * GIB), 459e12, 2765e9, 100e9, 6.25e9, ASYNC),
+        Chip("v6e", 2, 1, 1, int(31.25 * GIB), 918e12, 1640e9, 112e9, 12.5e9, ASYNC),
+        Chip("tpu7x", 3, 2, 2, int(94.75 * GIB), 2307e12, 7380e9, 200e9, 12.5e9, ()),
+    )
+}
+
+
+class Slice(NamedTuple):
+    """What a run is to have: `count` slices of chips of one kind."""
+
+    chip: Chip
+    topology: tuple[int, ...]  # chips along each axis
+    count: int = 1
+
+    @property
+    def chips(self) -> int:
+        """Chips in all slices."""
+        return math.prod(self.topology) * self.count
+
+    @property
+    def devices(self) -> int:
+        """JAX devices in all slices."""
+        return self.chips * self.chip.devices
+
+    @property
+    def name(self) -> str:
+        """The form that is always understood: 2x v5p:4x4x4."""
+        shape = "x".join(map(str, self.topology))
+        return f"{self.count}x " * (self.count > 1) + f"{self.chip.name}:{shape}"
+
+    @property
+    def wrapped(self) -> int:
+        """Axes whose ends are joined: 3D tori of whole cubes of 4, 2D ones 16 chips long."""
+        if self.chip.dims == 2:
+            return sum(side == 16 for side in self.topology)
+        return 3 if all(side % 4 == 0 for side in self.topology) else 0
+
+
+def parse(text: str) -> Slice:
+    """Reads the name of a slice; see the head of this file.
+
+    Raises:
+      ValueError: says what was expected, and the nearest number of chips there is.
+    """
+    found = NAME.fullmatch(text.strip())
+    if not found or found[2] not in CHIPS:
+        raise ValueError(
+            f"--slice={text}: expected a name such as v6e-256, v5p-128, 2x v5p-128 or v6e:16x16, "
+            f"with one of {', '.join(CHIPS)}"
+        )
+    chip, count = CHIPS[found[2]], int(found[1] or 1)
+    if count < 1:
+        raise ValueError(f"--slice={text}: expected at least one slice")
+    if found[4]:
+        return Slice(chip, _sides(text, chip, found[4]), count)
+    return Slice(chip, _topology(text, chip, int(found[3])), count)
+
+
+def described(slice_: Slice) -> list:
+    """Returns the slice's devices, which are not there, for ahead-of-time compiles."""
+    from jax.experimental import topologies
+
+    shape = "x".join(map(str, slice_.topology))
+    # a cube without its wrap would turn every all-gather into an all-reduce
+    more = {"wrap": (slice_.wrapped == 3,) * 3} if slice_.chip.dims == 3 else {}
+    if slice_.count > 1:
+        more["num_slices"] = slice_.count
+    name = f"{slice_.chip.name}:{shape}"
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
+
+
+def _sides(text: str, chip: Chip, shape: str) -> tuple[int, ...]:
+    sides = tuple(map(int, shape.split("x")))
+    if len(sides) != chip.dims:
+        raise ValueError(
+            f"--slice={text}: {chip.name} is wired in {chip.dims} dimensions, such as "
+            f"{'x'.join('4' * chip.dims)}"
+        )
+    if min(sides) < 1:
+        raise ValueError(f"--slice={text}: each side is at least 1")
+    return sides
+
+
+def _topology(text: str, chip: Chip, number: int) -> tuple[int, ...]:
+    """The topology that a cloud gives to so many chips: the one nearest to a square or cube."""
+    chips, odd = divmod(number, chip.cores)
+    sides = _nearest_to_cube(chips, chip.dims) if chips and not odd else None
+    if sides is None:
+        near = max(2 ** round(math.log2(max(chips, 1))), 4 if chip.dims == 3 else 1)
+        unit = f" ({chip.name} is named by TensorCores, two a chip)" if chip.cores == 2 else ""
+        raise ValueError(
+            f"--slice={text}: there is no such slice{unit}; the nearest is "
+            f"{chip.name}-{near * chip.cores}, or give its shape, {chip.name}:"
+            f"{'x'.join('4' * chip.dims)}"
+        )
+    return sides
+
+
+def _nearest_to_cube(chips: int, dims: int) -> tuple[int, ...] | None:
+    """Sides, ascending, powers of two; of 2D slices none longer than 16."""
+    if chips & (chips - 1) or (dims == 2 and chips > 256) or (dims == 3 and chips < 4):
+        return None
+    power = chips.bit_length() - 1
+    sides = [power // dims + (number < power % dims) for number in range(dims)]
+    return tuple(1 << side for side in sorted(sides))

@@ -1,0 +1,91 @@
+"""Seconds of a step, roughly: what must be computed, moved and sent, over published rates.
+
+An estimate, never a measurement. Both ends of each range are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inset_jax.preflight.chips import Slice
+from inset_jax.preflight.collectives import Collective
+from inset_jax.preflight.work import Part
+
+DENSE = (0.60, 0.75)  # share of the peak rate that products of matrices reach
+# of attention: modelled by the bundles of the compiled kernels (docs/kernels.md, whole packs), for
+# packs of ten examples and of one
+ATTENTION = {"v5p": (0.39, 0.76), "v6e": (0.14, 0.27), "tpu7x": (0.14, 0.27), "v5e": (0.14, 0.40)}
+LINKS = 0.8  # share of the wires' rate that a ring over all of them reaches
+
+
+class Estimate(NamedTuple):
+    """One end of the range; seconds of a step on one device."""
+
+    dense: float
+    attention: float
+    hidden: float  # collectives that matrix work runs beside
+    exposed: float  # other collectives
+    optimizer: float  # the state read and written once
+    step: float
+    mfu: float  # work of the model / (step x peak)
+
+
+def estimate(
+    slice_: Slice, work: dict[str, Part], found: Sequence[Collective], state: int
+) -> dict[str, Estimate]:
+    """Returns the slow and the fast end.
+
+    Args:
+      state: bytes of parameters, optimizer state and average on a device.
+    """
+    ends = {}
+    for name, end in (("slow", 0), ("fast", 1)):
+        rate = slice_.chip.device_flops
+        is_attention = lambda part: "attention" in part
+        dense = sum(p.executed for n, p in work.items() if not is_attention(n))
+        pairs = sum(p.executed for n, p in work.items() if is_attention(n))
+        dense = dense / (rate * DENSE[end])
+        attention = pairs / (rate * ATTENTION[slice_.chip.name][end])
+        seconds = lambda c: c.sent / bandwidth(slice_, c.axes)
+        hidden = sum(seconds(c) for c in found if c.is_hidden)
+        exposed = sum(seconds(c) for c in found if not c.is_hidden)
+        optimizer = 2 * state / (slice_.chip.bandwidth / slice_.chip.devices)
+        step = max(dense + attention, hidden) + exposed + optimizer
+        model = sum(p.model for p in work.values())
+        ends[name] = Estimate(
+            dense, attention, hidden, exposed, optimizer, step, model / (step * rate)
+        )
+    return ends
+
+
+def bandwidth(slice_: Slice, axes: Sequence[str]) -> float:
+    """Bytes a second that one device sends along mesh axes.
+
+    "fsdp" is taken to reach over all wires of the torus, "context" and "tensor" over those of one
+    of its axes; a torus whose ends are joined sends both ways.
+    """
+    chip = slice_.chip
+    if "dcn" in axes:
+        return chip.dcn / chip.devices
+    dims = chip.dims if "fsdp" in axes or "?" in axes else 1
+    both = 2 if slice_.wrapped else 1
+    return chip.link * dims * both * LINKS / chip.devices
+
+
+def words(slice_: Slice) -> list[str]:
+    """The assumptions, in sentences."""
+    chip = slice_.chip
+    return [
+        f"products of matrices reach {DENSE[0]:.0%} to {DENSE[1]:.0%} of "
+        f"{chip.device_flops / 1e12:,.0f} TFLOP/s",
+        "attention reaches {:.0%} to {:.0%} of it, modelled from compiled kernels".format(
+            *ATTENTION[chip.name]
+        ),
+        f"collectives reach {LINKS:.0%} of the wires: "
+        f"{bandwidth(slice_, ('fsdp',)) / 1e9:,.0f} GB/s over the slice, "
+        f"{bandwidth(slice_, ('dcn',)) / 1e9:,.1f} GB/s between slices",
+        "collectives with matrix work inside cost nothing until they last longer than it; others"
+        " wait alone",
+        "no time is counted for norms, rotations, loading of data, or other memory traffic",
+    ]

@@ -1,0 +1,127 @@
+"""Operations of a step on one device, counted from the config, by part.
+
+A product of matrices costs two operations a multiply-add: once forward, once for the gradient of
+what enters, once for that of the weights, where these train. `model` is the work that the losses
+need, `executed` holds what a remat policy computes twice too. Capacities count as full.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from inset_jax.core.config import Config
+from inset_jax.train import optim
+
+# Visible pairs of queries and keys in a pack of `tokens` that are shared evenly by `examples`:
+# share * tokens^2 / examples. 0.34 in packs of ten sentences with pictures, 0.25 to 0.40 for one to
+# forty (docs/kernels.md, whole packs).
+VISIBLE_SHARE = 0.34
+EXAMPLES = 10  # in a pack, where nobody says
+PICTURE_PATCHES = 1369  # of the ViT, a picture of 518 x 518 pixels
+
+
+class Part(NamedTuple):
+    """Operations a step on one device."""
+
+    model: float
+    executed: float
+
+
+class Assumed(NamedTuple):
+    """What the config does not say, for attention."""
+
+    examples: int = EXAMPLES
+    share: float = VISIBLE_SHARE
+    picture_patches: int = PICTURE_PATCHES
+
+
+def parts(config: Config, devices: int, assumed: Assumed = Assumed()) -> dict[str, Part]:  # noqa: B008
+    """Returns the operations of each part of the model."""
+    llm, vit, room = config.model.llm, config.model.vit, config.data.capacity
+    packs = config.data.packs * config.optimizer.accumulation / devices  # also parts of one
+    trains = _trains(config)
+    again = _again(config)
+    query, pair = llm.query_heads * llm.head_dim, llm.kv_heads * llm.head_dim
+    layer = llm.model_dim * (2 * query + 2 * pair + 3 * llm.mlp_dim)
+    tokens = room.und + room.gen
+    visible = assumed.share * tokens**2 / assumed.examples
+    vit_layer = 4 * vit.width**2 + 2 * vit.width * vit.mlp_dim
+    vit_pairs = room.vit * min(assumed.picture_patches, room.vit)
+    bridge = room.vit * llm.model_dim * (vit.width + llm.model_dim)
+    time = room.gen * llm.model_dim * (256 + llm.model_dim + config.model.latent_dim)
+    vit_again = again["dense"] if trains["vit"] else 0
+    vit_factor = 3 if trains["vit"] else 1
+    counted = {  # multiply-adds forward, passes of the model, passes computed twice
+        "und expert": (room.und * llm.layers * layer, 2 + trains["und"], again["dense"]),
+        "gen expert": (room.gen * llm.layers * layer, 2 + trains["gen"], again["dense"]),
+        "attention": (2 * visible * query * llm.layers, 3, again["attention"]),
+        "ViT": (
+            room.vit * (vit.layers * vit_layer + vit.patch_dim * vit.width),
+            vit_factor,
+            vit_again,
+        ),
+        "ViT attention": (
+            2 * vit_pairs * vit.width * vit.layers,
+            vit_factor,
+            again["attention"] if trains["vit"] else 0,
+        ),
+        "connector, time, latents": (bridge + time, 3, 0),
+        "cross entropy": (
+            room.cross_entropy * llm.model_dim * llm.vocab_size,
+            3,
+            int(config.compute.cross_entropy_chunk < room.cross_entropy),
+        ),
+        "flow loss": (room.gen * llm.model_dim * config.model.latent_dim, 3, 0),
+    }
+    # the backward pass of attention forms scores a second time: five products for two
+    backward = {"attention": 0.5, "ViT attention": 0.5}
+    return {
+        name: Part(
+            2 * packs * adds * passes,
+            2 * packs * adds * (passes + twice + backward.get(name, 0) * (passes > 1)),
+        )
+        for name, (adds, passes, twice) in counted.items()
+    }
+
+
+def total(found: dict[str, Part]) -> Part:
+    """Sums over all parts."""
+    return Part(*(sum(column) for column in zip(*found.values(), strict=True)))
+
+
+def words(config: Config, assumed: Assumed) -> list[str]:
+    """What was assumed, in sentences."""
+    room = config.data.capacity
+    return [
+        f"both streams are full: {room.und:,} und and {room.gen:,} gen tokens a pack, "
+        f"{room.vit:,} ViT patches, {room.cross_entropy:,} next-token targets",
+        f"{assumed.examples} examples of equal length a pack; visible pairs of queries and keys: "
+        f"{assumed.share} x tokens^2 / examples",
+        f"pictures of {assumed.picture_patches:,} ViT patches",
+        "the autoencoder, which encodes targets between steps, is not counted",
+    ]
+
+
+def _trains(config: Config) -> dict[str, bool]:
+    """Whether the weights of an expert, or any weight of the ViT, train."""
+    from flax.traverse_util import flatten_dict
+
+    from inset_jax.model import inset
+
+    trained, _ = optim.split(inset.abstract(config.model)[1], config.optimizer.frozen)
+    paths = flatten_dict(trained, sep="/")
+    has = lambda start: any(path.startswith(start) for path in paths)
+    return {
+        "und": has("llm/layers/und/mlp"),
+        "gen": has("llm/layers/gen/mlp"),
+        "vit": has("vit/layers"),
+    }
+
+
+def _again(config: Config) -> dict[str, int]:
+    """Forward passes that the backward pass makes once more, by remat policy."""
+    remat = config.compute.remat
+    return {
+        "dense": int(remat in ("full", "attention")),
+        "attention": int(remat == "full"),
+    }

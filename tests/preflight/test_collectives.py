@@ -1,0 +1,82 @@
+"""What is read from a scheduled program: a small one, with a loop of 28 layers on 2 x 2 devices."""
+
+import pathlib
+
+import pytest
+
+from inset_jax.preflight import collectives, hlo
+
+TEXT = (pathlib.Path(__file__).parent / "program.hlo").read_text()
+MESH = {"dcn": 1, "fsdp": 2, "context": 1, "tensor": 2}
+WEIGHTS, GRADIENT, STACK = 1024 * 64 * 2, 1024 * 64 * 2, 28 * 512 * 64 * 4  # bytes
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {c.shape: c for c in collectives.read(hlo.parse(TEXT), MESH)}
+
+
+def test_loops_count_as_often_as_they_run():
+    assert hlo.runs(hlo.parse(TEXT)) == {"main": 1, "body": 28}
+
+
+def test_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        hlo.parse("HloModule x\n")
+
+
+def test_a_chain_of_fusions_is_one_gather_with_work_inside(found):
+    gather = found["bf16[1,1024,64]"]
+    assert (gather.kind, gather.times, gather.axes) == ("all-gather", 28, ("fsdp",))
+    assert gather.is_async and gather.is_hidden
+    assert gather.sent == 28 * WEIGHTS / 2
+    assert gather.origin == "jit(step)/while/body/dot_general"
+
+
+def test_a_plain_all_reduce_waits_and_sends_twice(found):
+    reduced = found["bf16[1024,64]"]
+    assert (reduced.kind, reduced.chips, reduced.axes) == ("all-reduce", 4, ("fsdp", "tensor"))
+    assert not reduced.is_async and not reduced.is_hidden
+    assert reduced.sent == 28 * 2 * GRADIENT * 3 / 4
+
+
+def test_a_started_permute_without_matrix_work_is_not_hidden(found):
+    sent = found["bf16[256]"]
+    assert (sent.kind, sent.axes, sent.is_async, sent.is_hidden) == (
+        "collective-permute",
+        ("tensor",),
+        True,
+        False,
+    )
+    assert sent.sent == 512
+
+
+def test_a_gathered_stack_of_layers_outside_the_loop_is_named(found):
+    (stack,) = collectives.stacks_outside(list(found.values()), [(28, 64, 512)])
+    assert (stack.shape, stack.axes) == ("f32[28,512,64]", ("fsdp",))
+    assert not collectives.stacks_outside(list(found.values()), [(28, 512, 512), (1, 1024, 64)])
+
+
+def test_the_table_adds_up(found):
+    rows = collectives.table(list(found.values()))
+    assert sum(row["sent"] for row in rows) == sum(c.sent for c in found.values())
+    assert [row["kind"] for row in rows][:2] == ["all-reduce", "all-gather"]
+    assert [row["sent"] for row in rows] == sorted((r["sent"] for r in rows), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("replica_groups={{0,4},{1,5}}", [0, 4]),
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+        ("replica_groups=mesh['a'=4,'b'=2] {'b'}", [0, 1]),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a'}", [0, 2, 4, 6]),
+        ("replica_groups=mesh['a'=8] {'a':(1)2}", [0, 4]),
+        ("replica_groups=mesh['a'=8] {'a':(2)4}", [0, 1, 2, 3]),
+        ("source_target_pairs={{0,2},{2,4},{4,0}}", [0, 2, 4]),
+        ("replica_groups={}", []),
+    ],
+)
+def test_groups_are_read_in_every_form(text, members):
+    assert collectives.group(text) == members

@@ -1,0 +1,62 @@
+"""Real compiles by libtpu, without a TPU: the step of the smallest preset, and the bars of the 7B.
+
+The golden figures are those of docs/preflight.md; a step that takes more memory or sends more bytes
+shows here. They hold for the jax and libtpu of requirements/constraints.txt.
+"""
+
+import importlib.util
+import json
+
+import pytest
+
+from inset_jax.preflight.__main__ import main
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+GIB = 1 << 30
+ROOM = {"und": 17408, "gen": 15360, "vit": 15360}  # 32,768 tokens in the ratio of the mix
+# GiB of temporaries, GB that a chip sends in a step, and of these between slices
+GOLDEN = {
+    "v6e-256": (16.03, 114.1, 0.0),
+    "v5p-128": (0.0, 0.0, 0.0),
+    "tpu7x-128": (0.0, 0.0, 0.0),
+    "2x v6e-256": (0.0, 0.0, 0.0),
+}
+
+
+def preflight(tmp_path, config: str, slice_: str, *flags) -> tuple[int, dict]:
+    argv = ["x", f"--config=configs/{config}.py", f"--slice={slice_}", f"--out={tmp_path}", *flags]
+    return main(argv), json.loads((tmp_path / "preflight.json").read_text())
+
+
+def test_the_step_of_the_smallest_preset_is_scheduled_for_a_described_slice(tmp_path):
+    status, found = preflight(tmp_path, "tiny", "v6e-4", "--fast", "--config.data.capacity.vit=128")
+    assert status == 0
+    assert not found["finished"] and found["rematerialised"] == 0
+    assert found["mesh"] == {"dcn": 1, "fsdp": 4, "context": 1, "tensor": 1}
+    # the kernels were chosen as a TPU chooses them, on a machine without one
+    assert {"flow_loss", "interval_forward", "interval_backward"} <= set(found["kernels"]["names"])
+    assert found["memory"]["parts"]["parameters, trained"] > 0
+    assert found["collectives"]["sent"] > 0
+    assert {row["axes"] for row in found["collectives"]["table"]} == {"fsdp"}
+    loops = [c for c in found["collectives"]["largest"] if c["times"] == 2]  # two layers
+    assert loops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slice_", GOLDEN)
+def test_the_7b_takes_and_sends_what_it_did(tmp_path, slice_):
+    room = [f"--config.data.capacity.{name}={size}" for name, size in ROOM.items()]
+    status, found = preflight(tmp_path, "inset_7b", slice_, "--fast", *room)
+    temporaries, sent, between = GOLDEN[slice_]
+    assert status == 0
+    assert found["memory"]["free"] > 0.10
+    assert found["rematerialised"] == 0
+    assert found["collectives"]["stacks"] == []
+    got = found["memory"]["parts"]["activations and other temporaries"] / GIB
+    assert got == pytest.approx(temporaries, rel=0.03)
+    assert found["collectives"]["sent"] / 1e9 == pytest.approx(sent, rel=0.03)
+    assert found["collectives"]["sent_dcn"] / 1e9 == pytest.approx(between, abs=0.02)
+    if slice_ != "tpu7x-128":  # no flags for asynchronous collectives are known there
+        assert found["collectives"]["gathers_hidden"] > 0.9
