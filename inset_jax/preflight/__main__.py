@@ -74,7 +74,7 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
         raise ValueError("libtpu compiles for TPUs and is not installed: pip install '.[tpu]'")
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU at hand is not for this
     out = pathlib.Path(command.options["out"] or "out/preflight")
-    limit = float(command.options["limit"] or 3600)
+    limit = _seconds(command.options["limit"])
     if "search" in given:
         from inset_jax.preflight import search
 
@@ -85,6 +85,13 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
         folder = out / f"step-{step}" if len(different) > 1 else out
         status |= _one(stage, slice_, folder, "fast" in given, limit, flags)
     return status
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return float(text or 3600)
+    except ValueError as error:
+        raise ValueError(f"--limit={text}: expected seconds") from error
 
 
 def _shapes(config) -> dict[int, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 
 from inset_jax.core.config import Config
@@ -199,10 +200,11 @@ def page(report: dict) -> str:
     """The report as one self-contained HTML page."""
     from inset_jax.core.page import Section, render
 
+    listed = lambda lines: "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     sections = [Section(head, table=table) for head, table in tables(report).items()]
-    sections += [Section(head, table=[[line] for line in lines] if len(lines) > 1 else [],
-                         text=lines[0] if len(lines) == 1 else "")
-                 for head, lines in notes(report).items()]  # fmt: skip
+    sections += [
+        Section(head, html=f"<ul>{listed(lines)}</ul>") for head, lines in notes(report).items()
+    ]
     title = f"Preflight: {report['config']} on {report['slice']}"
     return render(title, f"{verdict(report)}. Compiled without a TPU; nothing was timed.", sections)
 

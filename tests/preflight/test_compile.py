@@ -6,6 +6,7 @@ shows here. They hold for the jax and libtpu of requirements/constraints.txt.
 
 import importlib.util
 import json
+import pathlib
 
 import pytest
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
 GIB = 1 << 30
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ROOM = {"und": 17408, "gen": 15360, "vit": 15360}  # 32,768 tokens in the ratio of the mix
 # GiB of temporaries, GB that a chip sends in a step, of these between slices, rematerializations
 GOLDEN = {
@@ -25,7 +27,13 @@ GOLDEN = {
 
 
 def preflight(tmp_path, config: str, slice_: str, *flags) -> tuple[int, dict]:
-    argv = ["x", f"--config=configs/{config}.py", f"--slice={slice_}", f"--out={tmp_path}", *flags]
+    argv = [
+        "x",
+        f"--config={CONFIGS / config}.py",
+        f"--slice={slice_}",
+        f"--out={tmp_path}",
+        *flags,
+    ]
     return main(argv), json.loads((tmp_path / "preflight.json").read_text())
 
 
