@@ -21,6 +21,7 @@ from inset_jax.core.config import Config
 from inset_jax.preflight.chips import GIB, Slice
 
 HEAP = re.compile(r"(?:Primary|Fallback) algorithm finished with size: (\d+)")
+REQUIRED = re.compile(r"^Program hbm requirement ([\d.]+)([KMG]):", re.M)
 REFUSED = re.compile(
     r"Ran out of memory in memory space hbm\. Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])"
 )
@@ -39,6 +40,7 @@ class Found(NamedTuple):
     known: dict  # of child.py: mesh, bytes by part, kernels
     memory: dict[str, int]  # of the finished compile; {} else
     heap: int | None  # bytes that the compiler planned for temporaries in the main memory
+    required: int | None  # of the finished program: temporaries, code, scratch; not the arguments
     refused: dict | None  # {"used", "limit": bytes, "largest": [[bytes, what]]} if it does not fit
     hlo: str  # the scheduled program; "" if it was refused
     finished: bool
@@ -124,6 +126,7 @@ def _read(folder: pathlib.Path, early: str, status: int, seconds: float) -> Foun
     known = _json(folder / "program.json")
     result = _json(folder / "result.json")
     refused, sizes = _refusal(log), HEAP.findall(log)
+    required = REQUIRED.findall(log) if result else []
     if not (early or result or refused):
         words = SAID.findall(log)
         said = words[-1] if words else log[-2000:]
@@ -140,6 +143,7 @@ def _read(folder: pathlib.Path, early: str, status: int, seconds: float) -> Foun
         known=known or {},
         memory=result["memory"] if result else {},
         heap=int(sizes[-1]) if sizes else None,
+        required=_size(*required[-1]) if required else None,
         refused=refused,
         hlo=hlo,
         finished=bool(result),
@@ -154,16 +158,19 @@ def _refusal(log: str) -> dict | None:
     found = REFUSED.search(log)
     if not found:
         return None
-    size = lambda number, unit: int(float(number) * UNITS[unit])
     rows = []
     for line in log[found.end() :].splitlines():
         row = ROW.match(line)
         if row:
-            rows.append([size(row[1], row[2]), row[3][:200]])
+            rows.append([_size(row[1], row[2]), row[3][:200]])
         elif rows:
             break
-    used, limit = size(found[1], found[2]), size(found[3], found[4])
+    used, limit = _size(found[1], found[2]), _size(found[3], found[4])
     return {"used": used, "limit": limit, "largest": rows[:LARGEST]}
+
+
+def _size(number: str, unit: str) -> int:
+    return int(float(number) * UNITS[unit])
 
 
 def _json(path: pathlib.Path) -> dict | None:

@@ -60,8 +60,9 @@ def memory(slice_: Slice, found: Found) -> dict:
     padding = 0
     if found.finished:
         padding = max(found.memory["argument_size"] - arguments, 0)
-    code = found.memory.get("generated_code_size", 0)
     temporaries = found.heap or 0
+    # code and scratch; the compiler says the sum to two digits
+    code = max((found.required or 0) - temporaries, 0)
     if found.refused:
         temporaries = max(found.refused["used"] - arguments, 0)
     rows = parts | {

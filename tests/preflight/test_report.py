@@ -38,7 +38,9 @@ def made_up(heap, refused=None):
         "trace_seconds": 1.0,
     }
     hlo = "" if refused else (HERE / "program.hlo").read_text()
-    return compiler.Found(known, {}, heap, refused, hlo, False, 0, ["may be wrong"], {"all": 2.0})
+    return compiler.Found(
+        known, {}, heap, None, refused, hlo, False, 0, ["may be wrong"], {"all": 2.0}
+    )
 
 
 @pytest.fixture
@@ -96,6 +98,24 @@ def test_collectives_and_their_axes_are_in_the_report(command, capsys):
     assert "asynchronous, matrix work inside" in told
     assert "the compiler warns: may be wrong" in told
     assert "1 arrays of the state are not split evenly, 0.50 GiB" in told
+
+
+def test_a_finished_compile_adds_its_program_and_the_padding_of_its_arguments(tmp_path):
+    (tmp_path / "log").write_text(
+        "I0 heap_simulator.h:1196] Primary algorithm finished with size: 1073741824\n"
+        "Program hbm requirement 1.25G:\n    overlays  0.25G\n"
+    )
+    sizes = {"argument_size": 4 * GIB, "temp_size": 9 * GIB}
+    result = {"compile_seconds": 3.0, "memory": sizes}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "program.json").write_text(json.dumps(made_up(0).known))
+    (tmp_path / "program.hlo").write_text("")
+    found = compiler._read(tmp_path, "", 0, 4.0)
+    assert found.finished and found.required == int(1.25 * GIB)
+    parts = report.memory(chips.parse("v6e-4"), found)["parts"]
+    assert parts["program"] == GIB // 4
+    assert parts["padding of arguments"] == GIB
+    assert sum(parts.values()) == 5.5 * GIB
 
 
 def test_packs_are_fitted_to_the_slice_and_the_flag_is_told(command):
