@@ -1,11 +1,15 @@
-"""The demo's last steps: drawings of held-out sentences, what they are worth, and the page."""
+"""The demo's last steps: drawings of held-out sentences, what they are worth, and the page.
+
+A part of the page that is drawn with the model stands in a module of its own: demo_strips,
+demo_attention; `explore` draws both.
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
@@ -14,10 +18,17 @@ from inset_jax.engine import artwork
 from inset_jax.engine.judge import CHANCE
 from inset_jax.evaluate import held_out, table
 from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, SWAPPED
-from tools import judging
+from tools import demo_attention, demo_strips, demo_table, judging
+
+if TYPE_CHECKING:
+    from inset_jax.engine.world import Scene
+    from inset_jax.sample.api import Generator
 
 SHOWN = 16  # sentences on the page
+LOOKED_INTO = 2  # of them, whose attention is shown
 ARTWORK = "assets/demo"
+MEASURED = pathlib.Path("assets/demo/table.json")  # of tools.judge, for the shipped weights
+OWN = ("kind", "folder", "step", "tools", "weights", "files", "time")  # not notes of people
 COLUMNS = ("identity", "sharp identity", "relation")
 
 
@@ -29,16 +40,35 @@ class Results(NamedTuple):
 
 
 def draw(run: pathlib.Path, prompts: pathlib.Path) -> Results:
-    """Draws all sentences under all conditions, from the same noise."""
+    """Draws all sentences of a file under all conditions, from the same noise."""
     from inset_jax.sample.api import Generator
 
-    generator = Generator.load(str(run))
-    sentences = held_out.read(prompts)
+    return drawn(Generator.load(str(run)), held_out.read(prompts))
+
+
+def drawn(generator: Generator, sentences: list[held_out.Sentence]) -> Results:
+    """Draws sentences under all conditions, from the same noise."""
     drawings: dict[str, list[list[Image.Image]]] = {}
     for condition in CONDITIONS:
         drawings[condition] = held_out.draw(generator, sentences, condition)
         print(f"{condition}: {len(sentences)} pictures", flush=True)
     return Results(sentences, drawings)
+
+
+def explore(run: pathlib.Path | Generator, scenes: Sequence[Scene]) -> list[page.Section]:
+    """Draws the sections that look into the model: strips, and attention over sentences.
+
+    Args:
+      run: a folder, or the model that was loaded from it.
+      scenes: held-out ones; the first with relations between objects are taken.
+    """
+    from inset_jax.sample.api import Generator
+
+    generator = run if isinstance(run, Generator) else Generator.load(str(run))
+    chosen = [scene for scene in scenes if len(scene.places) > 1] or list(scenes)
+    strips = demo_strips.draw(generator, judging.sentence(chosen[0]))
+    looks = [demo_attention.look(generator, scene) for scene in chosen[-LOOKED_INTO:]]
+    return [demo_strips.section(strips), demo_attention.section(looks)]
 
 
 def measure(results: Results, scenes: Sequence) -> list[table.Row]:
@@ -60,69 +90,110 @@ def render(
     figures: Sequence[table.Row],
     times: Mapping[str, float],
     killed: int,
+    extras: Sequence[page.Section] = (),
 ) -> str:
-    """Returns the page as HTML."""
+    """Returns the page as HTML.
+
+    Args:
+      times: seconds of "training" and of "everything".
+      killed: the step after which training was killed; 0: it was not.
+      extras: what `explore` returned.
+    """
     from inset_jax.train.metrics import spell
 
     curves = run / "curves.png"
+    measured = [demo_table.section(MEASURED)] if MEASURED.exists() else []
+    facts = _facts(run)
+    if killed:
+        facts["killed and resumed"] = (
+            f"kill -9 after step {killed}; the same command went on from the last checkpoint"
+        )
+    if "training" in times:
+        facts["training, world included"] = spell(times["training"])
+    facts |= {"whole demo": spell(times["everything"]), "machine": f"{os.cpu_count()} CPU cores"}
+    sections = [
+        page.Section(
+            "Drawn from sentences with pictures in them",
+            "None of these objects was seen in training: objects are held out by look-alike group. "
+            "The target is what the world's generator drew for the sentence; the model never saw "
+            "it. Swapped: the same sentence with its pictures exchanged, from the same noise.",
+            html=f"<div class=gallery>{''.join(map(page.card, _rows(results)))}</div>",
+        ),
+        *extras,
+        *measured,
+        page.Section(
+            "What these drawings are worth",
+            f"The sentences of this page, {len(results.sentences)} in all. At every place the one "
+            "of 64 held-out objects that explains the drawing best is looked for, pixel by pixel; "
+            "in brackets 95% intervals. Each row draws the same sentences from the same noise and "
+            "is compared with the sentence as written: if the pictures in the sentence did "
+            "nothing, the rows would agree.",
+            html=demo_table.lines(figures, {column: CHANCE[column] for column in COLUMNS}),
+        ),
+        page.Section("The run", facts=facts),
+    ]
+    if curves.exists():
+        sections.append(page.Section("Losses", picture=curves.read_bytes()))
+    lead = (
+        "A small model of the real architecture draws sentences that have pictures in place of "
+        "nouns. How often it puts the right object at the right place stands in the tables."
+    )
+    style = STYLE + demo_strips.STYLE + demo_attention.STYLE + demo_table.STYLE
+    return page.render("Images in sentences", lead, sections, style)
+
+
+STYLE = """
+main { max-width: 1040px; }
+.gallery { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
+.gallery article { margin: 0; }
+.gallery .drawing { width: 128px; }
+@media (max-width: 520px) { .gallery { grid-template-columns: 1fr; } }
+"""
+
+
+def _rows(results: Results) -> list[page.Row]:
+    """The first sentences, each with its drawing, its target and a control."""
     rows = []
     for number, sentence in enumerate(results.sentences[:SHOWN]):
         shown = {
             "drawn": results.drawings[AS_WRITTEN][number][0],
-            "target, never seen by the model": sentence.target,
-            "drawn with the pictures swapped": results.drawings[SWAPPED][number][0],
+            "target": sentence.target,
         }
+        if SWAPPED in results.drawings:
+            shown["swapped"] = results.drawings[SWAPPED][number][0]
         rows.append(page.Row(sentence.pieces, shown))
-    facts = {
-        **_facts(run),
-        "killed and resumed": f"kill -9 after step {killed}; the same command went on from the "
-        "last checkpoint",
-        "training, world included": spell(times["training"]),
-        "whole demo": spell(times["everything"]),
-        "machine": f"{os.cpu_count()} CPU cores",
-    }
-    sections = [
-        page.Section(
-            "Drawn from sentences with pictures in them",
-            "None of these objects was seen in training: objects are held out by look-alike group.",
-            rows=rows,
-        ),
-        page.Section(
-            "What the drawings are worth",
-            "At every place the one of 64 held-out objects that explains the drawing best is "
-            "looked for, pixel by pixel; in brackets 95% intervals. Each row draws the same "
-            "sentences from the same noise and is compared with the sentence as written: if the "
-            "pictures in the sentence did nothing, the rows would agree.",
-            table=figures_table(figures),
-        ),
-        page.Section("The run", facts=facts),
-        page.Section("Losses", picture=curves.read_bytes() if curves.exists() else b""),
-    ]
-    lead = (
-        "A small model of the real architecture, trained from random weights on this machine, "
-        "draws what sentences say with pictures in place of nouns."
-    )
-    return page.render("Images in sentences", lead, sections)
+    return rows
 
 
 def _facts(run: pathlib.Path) -> dict[str, str]:
     """Sizes and losses of a run, from its config, its checkpoint and its records."""
     import math
 
-    from inset_jax.checkpoint import convert, load
+    from inset_jax.checkpoint import convert, load, provenance
     from inset_jax.train import metrics
 
     config = load.read_config(run)
     counts = {"model": 0, "vae": 0}
     for path, shape in convert.shapes(config).items():
         counts[path.split("/")[0]] += math.prod(shape)
+    facts = {"parameters": f"{counts['model']:,} and {counts['vae']:,} in the autoencoder"}
+    facts |= notes(provenance.ancestry(run))
     records = metrics.read(run)
-    facts = {
-        "parameters": f"{counts['model']:,} and {counts['vae']:,} in the autoencoder",
-        "updates": f"{max(row['step'] for row in records):,}",
-    }
+    if not records:  # an export has none
+        return facts
+    facts["updates"] = f"{max(row['step'] for row in records):,}"
     for phase, name in (("train", "training"), ("validation", "held out")):
         losses = [row["flow"] for row in records if row["phase"] == phase and "flow" in row]
         if losses:
             facts[f"flow loss, {name}"] = f"{losses[0]:.3f} at first, {losses[-1]:.3f} at last"
     return facts
+
+
+def notes(provenance: Sequence[Mapping]) -> dict[str, str]:
+    """What people noted about the weights that a run began with or is: cost, data, figures."""
+    return {
+        f"{name}, earlier weights" if entry is not provenance[-1] else name: str(value)
+        for entry in provenance
+        for name, value in entry.items()
+        if name not in OWN and isinstance(value, (str, int, float))
+    }

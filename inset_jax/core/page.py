@@ -65,7 +65,7 @@ def _section(section: Section) -> str:
         data = base64.b64encode(section.picture).decode()
         alt = html.escape(section.title, quote=True)
         parts.append(f'<img class=wide alt="{alt}" src="data:image/png;base64,{data}">')
-    parts += [_row(row) for row in section.rows]
+    parts += [card(row) for row in section.rows]
     if section.html:
         parts.append(section.html)
     return "\n".join([*parts, "</section>"])
@@ -75,20 +75,26 @@ def _table(table: Sequence[Sequence[str]]) -> str:
     line = lambda tag, row: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
     head, *rest = table
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rest)
-    return f"<table><tr>{line('th', head)}</tr>{body}</table>"
+    return f"<div class=scroll><table><tr>{line('th', head)}</tr>{body}</table></div>"
 
 
-def _row(row: Row) -> str:
-    sentence = "".join(
-        html.escape(piece) if isinstance(piece, str) else image(piece, "inline", "reference")
-        for piece in row.pieces
-    )
+def card(row: Row) -> str:
+    """Returns a box with a sentence and its pictures."""
     figures = "".join(
         f"<figure>{image(picture, 'drawing', caption)}"
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, picture in row.pictures.items()
     )
-    return f"<article><p class=sentence>{sentence}</p><div class=strip>{figures}</div></article>"
+    return f"<article>{sentence(row.pieces)}<div class=strip>{figures}</div></article>"
+
+
+def sentence(pieces: Sequence[str | Image.Image]) -> str:
+    """Returns a paragraph: texts and pictures in reading order."""
+    parts = (
+        html.escape(piece) if isinstance(piece, str) else image(piece, "inline", "reference")
+        for piece in pieces
+    )
+    return f"<p class=sentence>{''.join(parts)}</p>"
 
 
 def image(picture: Image.Image, css: str, alt: str) -> str:
@@ -101,7 +107,7 @@ def image(picture: Image.Image, css: str, alt: str) -> str:
 
 
 _STYLE = f"""
-:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; }}
+:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #f0147a; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0; }}
 main {{ max-width: 900px; margin: 0 auto; padding: 32px 20px 64px; }}
 h1 {{ font-size: 30px; line-height: 1.2; margin: 0 0 8px; }}
@@ -111,6 +117,7 @@ table {{ border-collapse: collapse; margin: 12px 0; }}
 th, td {{ text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line);
   font-weight: normal; font-variant-numeric: tabular-nums; }}
 th {{ opacity: .7; }}
+.scroll {{ overflow-x: auto; }}
 article {{ border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px; margin: 14px 0;
   background: var(--soft); }}
 .sentence {{ font-size: 20px; margin: 0 0 12px; }}

@@ -15,6 +15,7 @@ from inset_jax.data.sentence import read_sentence
 
 if TYPE_CHECKING:
     from inset_jax.sample.api import Generator
+    from inset_jax.sample.prompt import Prompt
 
 Pieces = list[str | Image.Image]
 
@@ -87,7 +88,8 @@ def _pictures(pieces: Pieces) -> list[Image.Image]:
     return [piece for piece in pieces if not isinstance(piece, str)]
 
 
-def _prompt(sentence: Sentence, pieces: Pieces, seed: int = 0):
+def prompt(sentence: Sentence, pieces: Pieces, seed: int = 0) -> Prompt:
+    """What the sampler is asked for: a drawing of the target's size."""
     from inset_jax.sample.prompt import Prompt
 
     return Prompt(pieces, sentence.source, sentence.target.height, sentence.target.width, seed)
@@ -101,11 +103,11 @@ def check(generator: Generator, sentence: Sentence) -> None:
     """
     from inset_jax.sample.prompt import check_length, compose, picture_size
 
-    prompt, config = _prompt(sentence, sentence.pieces), generator.config
-    height, width = picture_size(prompt, config)
-    items = compose(prompt, config, generator.tokenizer)
+    asked, config = prompt(sentence, sentence.pieces), generator.config
+    height, width = picture_size(asked, config)
+    items = compose(asked, config, generator.tokenizer)
     tokens = height * width // config.model.latent_stride**2
-    check_length(prompt, items, tokens + 2, config)
+    check_length(asked, items, tokens + 2, config)
 
 
 def draw(
@@ -130,7 +132,7 @@ def draw(
     from inset_jax.sample.api import Options
 
     prompts = [
-        _prompt(own, pieces, number * seeds)
+        prompt(own, pieces, number * seeds)
         for number, (own, pieces) in enumerate(zip(sentences, under(condition, sentences)))
     ]
     step, drawings = max(batch // seeds, 1), []

@@ -132,3 +132,19 @@ def to_json(rows: Sequence[Row]) -> list[dict]:
         }
         for row in rows
     ]
+
+
+def from_json(rows: Sequence[Mapping]) -> list[Row]:
+    """What `to_json` wrote.
+
+    Raises:
+      ValueError: a row that lacks something, or has more; it is named.
+    """
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            columns = {name: Estimate(**own) for name, own in row["columns"].items()}
+            found.append(Row(row["sentences"], row["drawn"], columns))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"row {number} of the table: {error!r}") from error
+    return found

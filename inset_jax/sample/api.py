@@ -200,6 +200,35 @@ class Generator:
             for prompt, plan, own, (pictures, evaluations) in zip(prompts, plans, used, drawn)
         ]
 
+    def request(self, prompt: Prompt) -> tuple[Request, SampleConfig]:
+        """What `draw` asks of the sampler for one prompt, to look into its drawing step by step.
+
+        Raises:
+          ValueError: as `draw_all`.
+        """
+        prompt = upright(prompt)
+        stride = self.config.model.latent_stride
+        height, width = (side // stride for side in picture_size(prompt, self.config))
+        items = compose(prompt, self.config, self.tokenizer)
+        check_length(prompt, items, height * width + 2, self.config)
+        with self._devices():
+            items = [self._encoded(item) for item in items]
+        task = "edit" if prompt.source is not None else "image"
+        used = self._used_settings(Options(), items, task)
+        return self._request(prompt, items, (height, width), "", used, Options()), used
+
+    def draw_requests(
+        self, requests: Sequence[tuple[Request, SampleConfig]]
+    ) -> list[list[Image.Image]]:
+        """Draws what `request` returned, or variants of it; requests may share their items.
+
+        Those whose settings differ in nothing but the scales, which are the requests' own, are
+        drawn together.
+        """
+        with self._devices():
+            drawn = self._draw(*zip(*requests, strict=True), watch=None)
+        return [pictures for pictures, _ in drawn]
+
     def answer_all(
         self, prompts: Sequence[Prompt], options: Options, watch: Watch | None = None
     ) -> list[str]:

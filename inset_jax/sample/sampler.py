@@ -123,15 +123,23 @@ def velocity(
       state: float32 [P, R, L], x_t.
       t: float32 [], the same for all.
     """
+    streams, latent, time = embed(model, arrays, state, t, compute)
+    decoded = model.decode(streams, arrays.position, arrays.visibility, compute, kept)
+    prediction = model.predict(decoded.hidden["gen"])
+    return flow.to_velocity(prediction, latent, time, model.config.prediction)
+
+
+def embed(
+    model: inset.Inset, arrays: Step, state: jax.Array, t: jax.Array, compute: ComputeConfig
+) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+    """What enters the first layer, a stream, and the latents [P, G, L] at their times [P, G]."""
     latent = jnp.take_along_axis(state, arrays.source[..., None], axis=1)
     time = jnp.full(arrays.source.shape, t)
     streams = {
         "und": model.embed_und(arrays.token, jnp.full_like(arrays.token, -1), None, compute),
         "gen": model.embed_gen(latent, time, arrays.place, compute),
     }
-    decoded = model.decode(streams, arrays.position, arrays.visibility, compute, kept)
-    prediction = model.predict(decoded.hidden["gen"])
-    return flow.to_velocity(prediction, latent, time, model.config.prediction)
+    return streams, latent, time
 
 
 def guide(v: jax.Array, arrays: Step, renorm: str, renorm_min: jax.Array) -> jax.Array:

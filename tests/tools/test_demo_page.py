@@ -1,13 +1,15 @@
 """The page with placeholders for drawings; `tests/test_readme.py` runs the whole demo, short."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from inset_jax.core import page
 from inset_jax.engine import artwork, world, world_records
-from inset_jax.evaluate import held_out
+from inset_jax.evaluate import held_out, table
 from tools import demo_page
 
 
@@ -53,3 +55,18 @@ def test_page_shows_every_sentence_with_its_pictures_in_place(drawn, tmp_path, m
         assert re.sub(r"<img[^>]*>", "*", line) == expected
         assert article.count("<figure>") == 3
     assert "chance" in text and not np.any([f"{name}=" in text for name in ("onload", "onclick")])
+
+
+def test_a_measured_table_and_extras_are_shown_and_nothing_is_loaded_from_elsewhere(
+    drawn, tmp_path, monkeypatch
+):
+    scenes, results = drawn
+    monkeypatch.setattr(demo_page, "_facts", lambda run: {"parameters": "1,234"})
+    figures = demo_page.measure(results, scenes)
+    told = {"sentences": 48, "seeds": 3, "candidates": 64, "rows": table.to_json(figures)}
+    monkeypatch.setattr(demo_page, "MEASURED", tmp_path / "table.json")
+    demo_page.MEASURED.write_text(json.dumps(told))
+    extras = [page.Section("More", html="<p>of it</p>")]
+    text = demo_page.render(tmp_path, results, figures, {"everything": 9.0}, 0, extras)
+    assert "<p>of it</p>" in text and "48 sentences of each kind" in text and "kill -9" not in text
+    assert not re.search('(src|href)=(?!"data:)', text) and "<script" not in text

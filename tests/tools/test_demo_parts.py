@@ -1,0 +1,138 @@
+"""Parts of the demo's page that look into a model, drawn with a random one."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import tiny
+from inset_jax.core.config import SampleConfig, edit
+from inset_jax.data.text import make_small_tokenizer
+from inset_jax.engine import artwork, exam
+from inset_jax.evaluate import held_out, table
+from inset_jax.sample.api import Generator
+from inset_jax.sample.plan import Picture
+from inset_jax.sample.prompt import start_noise
+from tests.sample.small import CONFIG, make_sampler
+from tools import demo_attention, demo_page, demo_strips, demo_table, judging
+
+FEW = SampleConfig(num_timesteps=3, alpha=2.0, beta=1.5)
+TEXT = re.compile(r"<[^>]*>")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return exam.scenes(artwork.load(demo_page.ARTWORK), "2 references", 2)
+
+
+@pytest.fixture(scope="module")
+def generator(scenes):
+    config = edit(tiny.experiment(), model=CONFIG, sample=FEW, data__max_example_tokens=300)
+    words = make_small_tokenizer([scene.words() for scene in scenes], 512, CONFIG.tokens)
+    return Generator(config, make_sampler(CONFIG).params, words)
+
+
+def apart(one, other):
+    return np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max()
+
+
+def test_strips_are_what_drawing_one_by_one_gives(generator, scenes, monkeypatch):
+    for name, few in (("ALPHAS", (0.0, 1.0)), ("BETAS", (0.0, 1.5)), ("TIMESTEPS", (2, 4))):
+        monkeypatch.setattr(demo_strips, name, few)
+    monkeypatch.setattr(demo_strips, "SEEDS", 2)
+    sentence = judging.sentence(scenes[0])
+    strips = demo_strips.draw(generator, sentence)
+    assert list(strips.scales) == [(a, b) for a in (0.0, 1.0, 2.0) for b in (0.0, 1.5)]
+    assert list(strips.timesteps) == [2, 3, 4] and len(strips.seeds) == 2
+    usual = strips.scales[2.0, 1.5]
+    (plain,) = held_out.draw(generator, [sentence])[0]
+    for same in (plain, strips.seeds[0], strips.timesteps[3]):
+        assert apart(usual, same) <= 1
+    for other in (strips.seeds[1], strips.timesteps[2], strips.scales[0.0, 1.5]):
+        assert apart(usual, other) > 1
+    request, settings = generator.request(held_out.prompt(sentence, sentence.pieces))
+    second = Picture(request.pictures[0].size, start_noise(1, 16, CONFIG))
+    alone = generator.draw_requests([(request._replace(pictures=(second,)), settings)])
+    assert apart(alone[0][0], strips.seeds[1]) <= 1
+    text = demo_strips.section(strips).html
+    assert text.count("tile usual") == 2 and text.count("<figure>") == 6 + 2 + 3 + 1
+    assert [f"{n} step" in text for n in (1, 2, 3)] == [True] * 3
+
+
+def test_a_look_shares_all_attention_but_that_of_markers(generator, scenes):
+    own = demo_attention.look(generator, scenes[0])
+    things = [thing.noun for thing in scenes[0].things]
+    assert set(own.regions) == {*things, demo_attention.GROUND}
+    assert own.drawing.size == (64, 64) and own.where.evaluation == 2 and own.where.layer == 1
+    said = "".join("*" if isinstance(p, Image.Image) else "".join(p) for p in own.pieces)
+    written = ["*" if isinstance(p, int) else p for p in scenes[0].pieces()]
+    assert said == "".join(written)
+    for read in own.regions.values():
+        total = sum(share.sum() for share in read.shares) + read.itself
+        assert 0.5 < total < 1
+    article = demo_attention.section([own]).html
+    assert article.count("class=look") == 3 and article.count("<b style") == 2
+    line = TEXT.sub("", article.split("class=sentence>")[1].split("</p>")[0])
+    assert line == said.replace("*", "")
+    strong = demo_attention.FULLEST
+    for shown in article.split("class=look")[1:]:  # on its own scale, each line has a fullest part
+        assert f"opacity:{strong:.2f}" in shown or f"--share:{strong:.0%}" in shown
+
+
+def test_regions_cover_each_latent_token_once(scenes):
+    (place, *_), stride = scenes[0].places, 16
+    regions = demo_attention.shares_of_regions(scenes[0], (4, 4), stride)
+    box, inside = regions[scenes[0].things[place.thing].noun]
+    assert inside.sum() * stride**2 == pytest.approx(place.side**2)
+    row, column = np.unravel_index(inside.argmax(), inside.shape)
+    assert abs((column + 0.5) * stride - place.x) <= stride
+    assert abs((row + 0.5) * stride - place.y) <= stride
+    assert box[2] - box[0] == place.side
+    others = [share for name, (_, share) in regions.items() if name != demo_attention.GROUND]
+    np.testing.assert_allclose(regions[demo_attention.GROUND][1], 1 - np.max(others, axis=0))
+
+
+def test_copies_of_an_object_are_numbered():
+    art = artwork.load(demo_page.ARTWORK)
+    (scene,) = exam.scenes(art, "counts", 1)
+    names = demo_attention.shares_of_regions(scene, (8, 8), 16)
+    assert len(names) == len(scene.places) + 1
+    assert any(name.endswith(" #2") for name in names)
+
+
+def test_a_table_of_the_judge_comes_back_with_its_controls_below(tmp_path):
+    share = table.estimate([[1.0], [0.0], [1.0], [1.0]] * 8)
+    rows = [
+        table.Row("2 references", condition, {"identity": share, table.PSNR: share})
+        for condition in held_out.CONDITIONS
+    ]
+    assert table.from_json(table.to_json(rows)) == rows
+    path = tmp_path / "table.json"
+    facts = {"sentences": 32, "seeds": 3, "candidates": 64, "left_out": {"8 references": "<big>"}}
+    path.write_text(json.dumps({**facts, "rows": table.to_json(rows)}))
+    section = demo_table.section(path)
+    assert "32 sentences of each kind" in section.text and "8 references (<big>)" in section.text
+    plain, controls = section.html.split("<tbody class=controls>")
+    assert held_out.AS_WRITTEN in plain and held_out.SWAPPED not in plain
+    assert held_out.SWAPPED in controls and "--share:75.0%" in plain and "1.6%" in controls
+    assert "relation" not in plain  # nothing was measured of it
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "JSONDecodeError"), ('{"rows": [{"sentences": "a"}]}', "row 0"), ("{}", "'rows'")],
+)
+def test_what_is_no_table_is_named(tmp_path, text, message):
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"table.json: not a table.*{message}"):
+        demo_table.section(path)
+
+
+def test_notes_of_people_are_facts_and_those_of_programs_are_not():
+    earlier = {"kind": "checkpoint", "step": 9, "tools": {}, "cost": "2 h on two cores"}
+    own = {"kind": "checkpoint", "step": 3, "folder": "x", "data": "40,000 scenes"}
+    notes = demo_page.notes([earlier, own])
+    assert notes == {"cost, earlier weights": "2 h on two cores", "data": "40,000 scenes"}
