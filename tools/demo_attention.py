@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inset_jax.engine.world import Scene
     from inset_jax.sample.api import Generator
 
-FULLEST = 0.8  # opacity of the largest share
+FULLEST = 0.65  # opacity of the largest share
 GROUND = "the rest"
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -131,8 +131,9 @@ def section(looks: Sequence[Look]) -> page.Section:
         "What the drawing looks at",
         "The tokens in the outlined part of a drawing share their attention among the words and "
         "the patches of the pictures in the sentence: the stronger the colour, the larger the "
-        "share, on one scale in each line. Read halfway from noise to picture, in the layer that "
-        "looks at the pictures most, as the mean over its heads.",
+        "share; in each line words have one scale and patches another, and the sums stand below. "
+        "Patches in one even colour are looked at all alike. Read halfway from noise to picture, "
+        "in the layer that looks at the pictures most, as the mean over its heads.",
         html="".join(_article(own) for own in looks),
     )
 
@@ -144,13 +145,17 @@ def _article(own: Look) -> str:
 
 
 def _line(own: Look, name: str, read: Read) -> str:
-    most = max(float(share.max()) for share in read.shares)
+    # apart: the end of a sentence draws more attention than any single patch, whatever is drawn
+    most = {True: 1e-9, False: 1e-9}
+    for share in read.shares:
+        most[share.ndim == 1] = max(most[share.ndim == 1], float(share.max()))
     parts = []
     for piece, share in zip(own.pieces, read.shares, strict=True):
+        scaled = share / most[share.ndim == 1]
         if isinstance(piece, list):
-            parts += [_word(word, value / most) for word, value in zip(piece, share, strict=True)]
+            parts += [_word(word, value) for word, value in zip(piece, scaled, strict=True)]
         else:
-            parts.append(_heat(piece, share, most))
+            parts.append(_heat(piece, scaled))
     box = "" if read.box is None else _outline(read.box, own.drawing)
     shown = page.image(own.drawing, "drawing", "drawing")
     return (
@@ -179,9 +184,9 @@ def _word(word: str, share: float) -> str:
     return f'<span class=piece style="--share:{FULLEST * share:.0%}">{html.escape(word)}</span>'
 
 
-def _heat(picture: Image.Image, share: np.ndarray, most: float) -> str:
-    """A picture with a colour over each patch, and its sum below."""
-    cells = "".join(f'<i style="opacity:{FULLEST * value / most:.2f}"></i>' for value in share.flat)
+def _heat(picture: Image.Image, share: np.ndarray) -> str:
+    """A picture, and the same with a colour over each patch."""
+    cells = "".join(f'<i style="opacity:{FULLEST * value:.2f}"></i>' for value in share.flat)
     columns = f"grid-template-columns:repeat({share.shape[1]},1fr)"
     plain = page.image(picture, "heated", "reference")
     return (

@@ -60,14 +60,15 @@ def explore(run: pathlib.Path | Generator, scenes: Sequence[Scene]) -> list[page
 
     Args:
       run: a folder, or the model that was loaded from it.
-      scenes: held-out ones; the first with relations between objects are taken.
+      scenes: held-out ones; those of several objects in the smallest pictures are taken.
     """
     from inset_jax.sample.api import Generator
 
     generator = run if isinstance(run, Generator) else Generator.load(str(run))
     chosen = [scene for scene in scenes if len(scene.places) > 1] or list(scenes)
-    strips = demo_strips.draw(generator, judging.sentence(chosen[0]))
-    looks = [demo_attention.look(generator, scene) for scene in chosen[-LOOKED_INTO:]]
+    first, *others = sorted(chosen, key=lambda scene: scene.target.size)
+    strips = demo_strips.draw(generator, judging.sentence(first))
+    looks = [demo_attention.look(generator, scene) for scene in (others or [first])[:LOOKED_INTO]]
     return [demo_strips.section(strips), demo_attention.section(looks)]
 
 
@@ -110,7 +111,10 @@ def render(
         )
     if "training" in times:
         facts["training, world included"] = spell(times["training"])
-    facts |= {"whole demo": spell(times["everything"]), "machine": f"{os.cpu_count()} CPU cores"}
+        facts["whole demo"] = spell(times["everything"])
+    else:
+        facts["drawing and judging"] = spell(times["everything"])
+    facts["machine"] = f"{os.cpu_count()} CPU cores"
     sections = [
         page.Section(
             "Drawn from sentences with pictures in them",

@@ -10,6 +10,8 @@ import pathlib
 import sys
 import time
 
+from tools import outcome
+
 ROW = "2 references"
 
 
@@ -27,11 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.sentences < 2:
         parser.error("--sentences: at least 2")
-    try:
-        return _report(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return outcome.status(lambda: _report(options), failure=1)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -90,10 +90,10 @@ def section(strips: Strips) -> page.Section:
     body = (
         f"{page.sentence(strips.sentence.pieces)}<div class=sides>"
         f"<div><h3>Guidance: α (text) down, β (sentence) across</h3>"
-        f"{_grid([f'β {beta:g}' for beta in betas], rows)}"
-        f"<h3>What was asked for</h3>{target}</div>"
+        f"{_grid([f'β {beta:g}' for beta in betas], rows)}</div>"
         f"<div><h3>Seeds</h3><div class=tiles>{''.join(seeds)}</div>"
-        f"<h3>Steps from noise to picture</h3><div class=tiles>{''.join(steps)}</div></div></div>"
+        f"<h3>Steps from noise to picture</h3><div class=tiles>{''.join(steps)}</div>"
+        f"<h3>What was asked for</h3>{target}</div></div>"
     )
     return page.Section(
         "One sentence, many drawings",

@@ -16,7 +16,7 @@ from inset_jax.sample.api import Generator
 from inset_jax.sample.plan import Picture
 from inset_jax.sample.prompt import start_noise
 from tests.sample.small import CONFIG, make_sampler
-from tools import demo_attention, demo_page, demo_strips, demo_table, judging
+from tools import demo_attention, demo_page, demo_report, demo_strips, demo_table, judging
 
 FEW = SampleConfig(num_timesteps=3, alpha=2.0, beta=1.5)
 TEXT = re.compile(r"<[^>]*>")
@@ -77,8 +77,8 @@ def test_a_look_shares_all_attention_but_that_of_markers(generator, scenes):
     line = TEXT.sub("", article.split("class=sentence>")[1].split("</p>")[0])
     assert line == said.replace("*", "")
     strong = demo_attention.FULLEST
-    for shown in article.split("class=look")[1:]:  # on its own scale, each line has a fullest part
-        assert f"opacity:{strong:.2f}" in shown or f"--share:{strong:.0%}" in shown
+    for shown in article.split("class=look")[1:]:  # words and patches have their own scales
+        assert f"opacity:{strong:.2f}" in shown and f"--share:{strong:.0%}" in shown
 
 
 def test_regions_cover_each_latent_token_once(scenes):
@@ -136,3 +136,23 @@ def test_notes_of_people_are_facts_and_those_of_programs_are_not():
     own = {"kind": "checkpoint", "step": 3, "folder": "x", "data": "40,000 scenes"}
     notes = demo_page.notes([earlier, own])
     assert notes == {"cost, earlier weights": "2 h on two cores", "data": "40,000 scenes"}
+
+
+def test_small_scenes_of_several_objects_are_explored(generator, monkeypatch):
+    art = artwork.load(demo_page.ARTWORK)
+    one, two, five = (
+        exam.scenes(art, row, 1)[0] for row in ("1 reference", "2 references", "5 references")
+    )
+    drawn, looked = [], []
+    monkeypatch.setattr(demo_strips, "draw", lambda _, sentence: drawn.append(sentence))
+    monkeypatch.setattr(demo_attention, "look", lambda _, scene: looked.append(scene))
+    monkeypatch.setattr(demo_strips, "section", lambda _: "strips")
+    monkeypatch.setattr(demo_attention, "section", lambda _: "attention")
+    assert demo_page.explore(generator, [one, five, two]) == ["strips", "attention"]
+    assert drawn[0].words == two.words() and looked[0] is five and len(looked) == 1
+
+
+def test_the_report_of_no_checkpoint_says_so(tmp_path, capsys):
+    out = tmp_path / "page.html"
+    assert demo_report.main(["--checkpoint", str(tmp_path), "--out", str(out)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err and not out.exists()
