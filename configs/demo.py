@@ -58,10 +58,10 @@ def experiment() -> Config:
         model=model(),
         compute=ComputeConfig(dtype="float32", remat="dots", cross_entropy_chunk=256),
         data=DataConfig(
-            packs=8,  # of about two sentences: attention costs the square of a pack
-            capacity=CapacityConfig(und=128, gen=96, vit=64, cross_entropy=64, examples=8),
+            packs=32,  # of one sentence: attention costs the square of a pack
+            capacity=CapacityConfig(und=72, gen=48, vit=32, cross_entropy=40, examples=2),
             vit_size=SizeLimits(max_side=32, min_side=32, stride=8),
-            vae_size=SizeLimits(max_side=64, min_side=64, stride=16),
+            vae_size=SizeLimits(max_side=128, min_side=64, stride=16),
             dropout=DropoutConfig(
                 example_text=0.05,
                 example_images=0.05,
@@ -70,12 +70,14 @@ def experiment() -> Config:
                 segment_vit=0.0,
                 segment_vae=0.0,
             ),
-            max_example_tokens=224,
+            max_example_tokens=120,
             posterior="mean",
+            workers=1,
+            prefetch=4,
         ),
         optimizer=OptimizerConfig(
             name="muon",
-            peak_lr=5e-3,
+            peak_lr=1e-2,
             warmup_steps=50,
             schedule="cosine",
             final_lr_ratio=0.02,
@@ -89,7 +91,7 @@ def experiment() -> Config:
             log_every=25,
             save_every=250,
             validate_every=250,
-            validation_packs=24,
+            validation_packs=64,
             sample_every=500,
         ),
         sample=SampleConfig(alpha=1.0, beta=2.0, num_timesteps=25),

@@ -16,8 +16,8 @@ from flax import nnx
 
 from inset_jax.core import mesh
 
-# Variance 1 / (numbers that are summed): 0.017 at the width of the 7B, where Qwen2 starts from 0.02.
-# At a demo's width 0.02 would leave what a picture says a hundredth of its position (docs/lab_log.md).
+# Variance 1 / (numbers that are summed): 0.017 at the width of the 7B, where Qwen2 starts from
+# 0.02. At a demo's width 0.02 would make what a picture shows a hundredth of where it stands.
 normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 normal_rows = jax.nn.initializers.variance_scaling(1.0, "fan_out", "normal")  # of tables
 zeros = jax.nn.initializers.zeros
