@@ -120,7 +120,7 @@ def test_every_remat_policy_gives_the_same_gradient(tiny):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["reference", "chunked"])
+@pytest.mark.parametrize("attention", ["reference", "whole", "chunked"])
 def test_remat_policy_attention_keeps_each_result_of_attention_once(tiny, attention):
     definition, params = tiny
     pack = random_pack(TINY, und=24, gen=16, vit=0)
@@ -136,7 +136,8 @@ def test_remat_policy_attention_keeps_each_result_of_attention_once(tiny, attent
         return sum(var.aval.size for var in outputs) // TINY.llm.layers
 
     heads, width = TINY.llm.query_heads, TINY.llm.head_dim
-    extra = 40 * heads * (width + (attention == "chunked"))  # chunked: one more number a row
+    a_row = {"reference": 0, "whole": 2, "chunked": 1}[attention]  # numbers beside the result
+    extra = 40 * heads * (width + a_row)
     assert kept("attention") - kept("full") == extra
 
 
