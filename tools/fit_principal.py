@@ -1,6 +1,6 @@
 """Fits the linear autoencoder to pictures and writes it as ae.safetensors, in seconds.
 
-python -m tools.fit_principal --config=configs/demo_linear.py --out ae.safetensors
+python -m tools.fit_principal --config=configs/demo_linear_vae.py --out ae.safetensors
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def test_the_command_writes_a_file_that_loads(pictures, tmp_path, capsys):
         f"--config.data.{name}={folder}" for name in ("train", "validation")
     ]
     arguments += ["--config.data.side=16", "--config.data.batch=4", "--config.run.measure_images=8"]
-    command = ["fit", "--config=configs/demo_linear.py", f"--out={file}", *arguments]
+    command = ["fit", "--config=configs/demo_linear_vae.py", f"--out={file}", *arguments]
     assert fit_principal.main(command) == 0
     assert "8 numbers for 4^2 pixels keep" in capsys.readouterr().out
     params = convert.load_autoencoder(file, ModelConfig(vae=config(8)))

@@ -5,7 +5,7 @@ autoencoder of configs/demo_vae.py reaches 25.8 dB in 38 minutes. Hardware: one 
 Commands:
 
     python -m tools.draw_world --out runs/world
-    python -m tools.fit_principal --config=configs/demo_linear.py --out ae.safetensors
+    python -m tools.fit_principal --config=configs/demo_linear_vae.py --out ae.safetensors
 """
 
 from inset_jax.core.config import AutoencoderConfig, AutoencoderRunConfig, CropConfig, VaeConfig
@@ -14,7 +14,7 @@ from inset_jax.core.overrides import to_config_dict
 
 def experiment() -> AutoencoderConfig:
     return AutoencoderConfig(
-        name="demo_linear",
+        name="demo_linear_vae",
         vae=VaeConfig(
             kind="linear", multipliers=(1,) * 5, latent_channels=96, scale=1.0, shift=0.0
         ),
