@@ -43,7 +43,7 @@ def fit(pictures: np.ndarray, config: VaeConfig) -> Fit:
         )
     squares = squares.astype(np.float64) / 127.5 - 1.0
     mean = squares.mean(0)
-    variance, components = np.linalg.eigh(np.cov(squares - mean, rowvar=False))
+    variance, components = np.linalg.eigh(np.cov(squares - mean, rowvar=False, ddof=0))
     order = np.argsort(variance)[::-1][:wanted]
     basis, deviation = components[:, order], np.sqrt(variance[order])
     # of mean square 1 over all latents together, so that scale and shift stay 1 and 0
