@@ -59,9 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     results = demo_page.draw(run, folder / "held_out" / "prompts.jsonl")
     figures = demo_page.measure(results, drawn)
     say(5, "the page")
+    extras = demo_page.explore(str(run), drawn)
     times = {"training": trained, "everything": time.monotonic() - began}
     page = options.out / "demo.html"
-    page.write_text(demo_page.render(run, results, figures, times, killed), encoding="utf-8")
+    text = demo_page.render(run, results, figures, times, killed, extras)
+    page.write_text(text, encoding="utf-8")
     for row in demo_page.figures_table(figures):
         print("".join(f"{cell:>24}" for cell in row))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {time.monotonic() - began:.0f} s in all")

@@ -12,6 +12,8 @@ import signal
 import threading
 import time
 
+PARENT_CHECKED = 1.0  # seconds between two looks
+
 
 class Notes:
     """A file a worker process, named by its number: the data set and the record, or nothing.
@@ -35,6 +37,7 @@ class Notes:
     def begin(self, worker: int, workers: int) -> None:
         """What a new process calls first (Grain's `worker_init_fn`)."""
         self.clear()
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def _put(self, words: bytes) -> None:
         if self._file < 0:
@@ -74,6 +77,13 @@ class Notes:
             except ProcessLookupError:
                 pass
         return len(files)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone: one that is killed cannot tell its workers."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECKED)
+    os._exit(1)
 
 
 class Watch:

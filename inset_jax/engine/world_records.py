@@ -112,7 +112,9 @@ def _artwork(folder: str) -> Artwork:
 
 
 def _digest(folder: str) -> str:
-    files = sorted(file for file in pathlib.Path(folder).rglob("*") if file.suffix in SUFFIXES)
+    top = pathlib.Path(folder)
+    found = [*top.glob("objects.*"), *(top / "grounds").iterdir()]
+    files = sorted(file for file in found if file.suffix in SUFFIXES)
     return fingerprint([(file.name, file.read_bytes()) for file in files])
 
 
