@@ -1,4 +1,6 @@
-"""The demo's autoencoder: 64-pixel scenes to 16 x 16 latents, small enough for two CPU cores.
+"""A convolutional autoencoder for the demo's world: 64-pixel scenes to 16 x 16 latents.
+
+Small enough for two CPU cores; the demo itself uses that of configs/demo_linear_vae.py.
 
 Its width at full resolution is 64 because BAGEL's norms have 32 groups whatever the width: with 32
 channels every group is one channel, and the last norm forgets its level (docs/lab_log.md). All

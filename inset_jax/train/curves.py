@@ -41,8 +41,9 @@ def draw_run(folder: pathlib.Path, path: pathlib.Path) -> pathlib.Path | None:
         curves = []
         for phase, label in (("train", "training"), ("validation", "held out")):
             rows = [r for r in records if r["phase"] == phase]
-            points = [(r["step"], r[name]) for r in rows if name in r]
-            if any(value for _, value in points):
+            # a batch without targets of a kind has loss 0, which says nothing
+            points = [(r["step"], r[name]) for r in rows if r.get(name)]
+            if points:
                 curves.append(Curve(label, points, phase == "train"))
         if curves:
             panels.append((title, curves))
