@@ -8,10 +8,13 @@ RUN := JAX_PLATFORMS=cpu $(VENV)/bin/python
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	--constraint requirements/constraints.txt --editable
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-from-scratch test lint clean
 
 demo: $(VENV)/installed
 	$(RUN) -m tools.demo
+
+demo-from-scratch: $(VENV)/installed
+	$(RUN) -m tools.demo --from-scratch --out out/from-scratch
 
 test: $(VENV)/installed-for-tests
 	$(RUN) -m pytest $(PYTEST_ARGS)

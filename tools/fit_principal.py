@@ -5,6 +5,7 @@ python -m tools.fit_principal --config=configs/demo_linear_vae.py --out ae.safet
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -54,7 +55,7 @@ def fit(argv: Sequence[str]) -> int:
         gauge = measure.Gauge(config, everywhere)
         seen = gauge.held_out(found.params, held_out(config.data, config.run.validation_images))
     facts = {
-        "fitted to": list(config.data.train),
+        "fitted to": [pathlib.PurePath(folder).name for folder in config.data.train],
         "cuts": count * config.data.batch,
         "share of the variance kept": found.kept,
         "held-out PSNR, dB": seen.psnr,

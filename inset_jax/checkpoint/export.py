@@ -2,11 +2,13 @@
 
 A checkpoint of a run holds parameters, their average and two moments; the export holds the average
 as its parameters, in the same form, so that `load_any` and `run.init_from` take it like any other.
+Folders are named without where they lay: that says nothing elsewhere.
 """
 
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,11 @@ from typing import Any
 from etils import epath
 
 from inset_jax.checkpoint import load, provenance, store
+
+PLACES = {
+    "data": ("train", "validation", "tokenizer", "plans"),
+    "run": ("init_from", "autoencoder"),
+}
 
 
 def export(
@@ -38,10 +45,26 @@ def export(
     directory, step = load.locate(source)
     loaded = load.load_any(epath.Path(directory) / str(step))
     meta = loaded.info["meta"]
-    own = provenance.of_checkpoint(source, meta) | {"weights": loaded.info["weights"], **notes}
-    kept = {"config": meta["config"], "provenance": [*meta.get("provenance", []), own]}
+    run = pathlib.Path(source).name
+    own = provenance.of_checkpoint(run, meta) | {"weights": loaded.info["weights"], **notes}
+    config = _without_places(meta["config"])
+    kept = {"config": config, "provenance": [*meta.get("provenance", []), own]}
     with store.Store(target, keep=1) as saver:
         saver.save(step, {load.PARAMS: loaded.params}, kept)
     if loaded.tokenizer is not None:
         shutil.copyfile(loaded.tokenizer, target / "tokenizer.json")
     return {"step": step, "weights": loaded.info["weights"]}
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the names of its files and folders in place of their paths."""
+    name = lambda path: pathlib.PurePath(path).name
+    result = dict(config)
+    for group, fields in PLACES.items():
+        if group in result:
+            own = dict(result[group])
+            for field in fields:
+                value = own.get(field)
+                own[field] = [name(v) for v in value] if isinstance(value, list) else name(value)
+            result[group] = own
+    return result

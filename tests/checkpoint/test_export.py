@@ -1,0 +1,75 @@
+"""The averaged weights of a run alone, as a checkpoint like any other."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from inset_jax.checkpoint import load, store
+from inset_jax.checkpoint.export import export
+from inset_jax.core import overrides
+from inset_jax.core.config import Config, edit
+from inset_jax.model import inset, vae
+from tools import export_weights
+
+TINY = edit(
+    overrides.load("configs/tiny.py"),
+    data__train=("/somewhere/records",),
+    data__tokenizer="/somewhere/words.json",
+    run__autoencoder="/somewhere/ae.safetensors",
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with one step, whose average differs from its parameters."""
+    config: Config = TINY
+    _, model = inset.create(config.model, seed=0)
+    _, coder = vae.create(config.model.vae, seed=1)
+    average = jax.tree.map(lambda x: x + 1, model)
+    state = {"params": {"model": model, "vae": coder}, "ema": {"model": average}}
+    with store.Store(tmp_path / "run" / "checkpoints") as saver:
+        saver.save(7, state, {"config": overrides.to_dict(config), "provenance": [{"kind": "x"}]})
+    (tmp_path / "run" / "checkpoints" / "tokenizer.json").write_text("{}")
+    return tmp_path / "run", average
+
+
+def test_the_average_becomes_the_parameters(run, tmp_path):
+    source, average = run
+    assert export(source, tmp_path / "out", {"cost": "little"}) == {"step": 7, "weights": "ema"}
+    loaded = load.load_any(tmp_path / "out")
+    assert loaded.info["weights"] == "params" and loaded.config == TINY.model
+    for ours, theirs in zip(
+        jax.tree.leaves(loaded.params["model"]), jax.tree.leaves(average), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert sorted(p.name for p in (tmp_path / "out" / "7").iterdir() if p.is_dir()) == [
+        "meta",
+        "params",
+    ]
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_its_past_is_told_without_the_places_it_lay_at(run, tmp_path):
+    source, _ = run
+    export(source, tmp_path / "out", {"cost": "little"})
+    meta = store.read_meta(tmp_path / "out")
+    assert meta["provenance"][0] == {"kind": "x"}
+    assert (
+        meta["provenance"][1] | {"folder": "run", "step": 7, "cost": "little"}
+        == (meta["provenance"][1])
+    )
+    assert "somewhere" not in json.dumps(meta) and str(tmp_path) not in json.dumps(meta)
+    assert meta["config"]["data"]["train"] == ["records"]
+    assert meta["config"]["run"]["autoencoder"] == "ae.safetensors"
+
+
+def test_a_folder_that_holds_something_is_left_alone(run, tmp_path, capsys):
+    source, _ = run
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    assert export_weights.main([str(source), str(tmp_path / "out")]) == 1
+    assert "holds something already" in capsys.readouterr().err
+    assert export_weights.main([str(tmp_path / "nowhere"), str(tmp_path / "new")]) == 1
+    assert "nowhere" in capsys.readouterr().err
