@@ -1,10 +1,12 @@
 """The laptop demo: a small model of the real architecture, trained live on two CPU cores.
 
-About 1.6M parameters without the autoencoder; `make demo` says where its records come from. All
-numbers are our own. Expected figure: docs/demo.md has the table of the shipped weights, 4,600 steps
-of this preset. Hardware: two CPU cores, 1.5 to 2 steps a second. Command:
+About 1.6M parameters without the autoencoder. All numbers are our own. Expected figure:
+docs/demo.md has the table of the shipped weights (4,600 steps; 1,000 are the preset's). Hardware:
+two CPU cores, 1.5 to 2 steps a second. `python -m tools.demo` draws the records and calls:
 
-    python -m inset_jax.train --config=configs/demo.py --workdir=DIR --config.data.train=RECORDS
+    python -m inset_jax.train --config=configs/demo.py --workdir=DIR \\
+        --config.data.train="('RECORDS',)" --config.data.tokenizer=FILE \\
+        --config.run.autoencoder=assets/demo/ae.safetensors
 """
 
 from inset_jax.core.config import (

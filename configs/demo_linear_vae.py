@@ -1,7 +1,8 @@
 """The demo's autoencoder: 16 x 16 pixels to 96 numbers and back, by a matrix each way.
 
-All numbers are our own. Expected figure: 28.9 dB on held-out scenes, where the convolutional
-autoencoder of configs/demo_vae.py reaches 25.8 dB in 38 minutes. Hardware: one core, half a minute.
+All numbers are our own. Expected figure: 28.1 dB on held-out scenes; the convolutional
+autoencoder of configs/demo_vae.py reached 25.8 dB, on an earlier world, in 38 minutes. Hardware:
+one core, half a minute.
 Commands:
 
     python -m tools.draw_world --out runs/world

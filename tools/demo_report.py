@@ -48,6 +48,7 @@ def _report(options: argparse.Namespace) -> int:
     times = {"everything": time.monotonic() - began}
     run = pathlib.Path(options.checkpoint)
     text = demo_page.render(run, results, figures, times, killed=0, extras=extras)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
     return 0

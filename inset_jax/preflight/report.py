@@ -212,7 +212,8 @@ def page(report: dict) -> str:
 
 def _tokens(config: Config, slice_: Slice) -> float:
     room = config.data.capacity
-    return (room.und + room.gen) * config.data.packs / slice_.devices
+    packs = config.data.packs * config.optimizer.accumulation
+    return (room.und + room.gen) * packs / slice_.devices
 
 
 def _kernels(config: Config, found: Found) -> dict:

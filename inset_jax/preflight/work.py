@@ -12,11 +12,9 @@ from typing import NamedTuple
 from inset_jax.core.config import Config
 from inset_jax.train import optim
 
-# Visible pairs of queries and keys in a pack of `tokens` that are shared evenly by `examples`:
-# share * tokens^2 / examples. 0.34 in packs of ten sentences with pictures, 0.25 to 0.40 for one to
-# forty (docs/kernels.md, whole packs).
-VISIBLE_SHARE = 0.34
-EXAMPLES = 10  # in a pack, where nobody says
+# Visible pairs of queries and keys over tokens^2: 165.0M of 30,720^2 in planned packs of inset_7b's
+# mix (docs/kernels.md, packs of the planner). From 0.01 with small pictures alone to 0.18.
+VISIBLE_SHARE = 0.175
 PICTURE_PATCHES = 1369  # of the ViT, a picture of 518 x 518 pixels
 
 
@@ -30,7 +28,6 @@ class Part(NamedTuple):
 class Assumed(NamedTuple):
     """What the config does not say, for attention."""
 
-    examples: int = EXAMPLES
     share: float = VISIBLE_SHARE
     picture_patches: int = PICTURE_PATCHES
 
@@ -44,7 +41,7 @@ def parts(config: Config, devices: int, assumed: Assumed = Assumed()) -> dict[st
     query, pair = llm.query_heads * llm.head_dim, llm.kv_heads * llm.head_dim
     layer = llm.model_dim * (2 * query + 2 * pair + 3 * llm.mlp_dim)
     tokens = room.und + room.gen
-    visible = assumed.share * tokens**2 / assumed.examples
+    visible = assumed.share * tokens**2
     vit_layer = 4 * vit.width**2 + 2 * vit.width * vit.mlp_dim
     vit_pairs = room.vit * min(assumed.picture_patches, room.vit)
     bridge = room.vit * llm.model_dim * (vit.width + llm.model_dim)
@@ -95,8 +92,8 @@ def words(config: Config, assumed: Assumed) -> list[str]:
     return [
         f"both streams are full: {room.und:,} und and {room.gen:,} gen tokens a pack, "
         f"{room.vit:,} ViT patches, {room.cross_entropy:,} next-token targets",
-        f"{assumed.examples} examples of equal length a pack; visible pairs of queries and keys: "
-        f"{assumed.share} x tokens^2 / examples",
+        f"visible pairs of queries and keys: {assumed.share} x tokens^2 a pack, as in the "
+        "planner's packs of inset_7b's mix",
         f"pictures of {assumed.picture_patches:,} ViT patches",
         "the autoencoder, which encodes targets between steps, is not counted",
     ]

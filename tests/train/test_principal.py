@@ -65,6 +65,12 @@ def test_too_many_latents_are_refused(pictures):
         principal.fit(pictures, config(49))
 
 
+def test_pictures_that_vary_too_little_are_refused():
+    flat = np.repeat(np.arange(0, 240, 20, dtype=np.uint8), 16 * 24 * 3).reshape(12, 16, 24, 3)
+    with pytest.raises(ValueError, match="vary in 1 components only"):
+        principal.fit(flat, config(2))
+
+
 def test_the_command_writes_a_file_that_loads(pictures, tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     for number, own in enumerate(pictures):

@@ -1,8 +1,8 @@
 """Fits the linear autoencoder: the principal components of squares of pixels, half whitened.
 
 A picture's squares are projected on their strongest components. Each is then divided by the fourth
-root of its variance: undivided, a flow spends itself on the few components that hold the grounds
-(docs/lab_log.md), and fully whitened on noise.
+root of its variance: undivided, a flow spends itself on the few components that hold the grounds,
+and fully whitened on noise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from einops import rearrange
 from inset_jax.core.config import VaeConfig
 
 Tree = dict[str, Any]
+
+SMALLEST_VARIANCE = 1e-9  # of a component, over that of the strongest; below it is rounding
 
 
 class Fit(NamedTuple):
@@ -45,6 +47,12 @@ def fit(pictures: np.ndarray, config: VaeConfig) -> Fit:
     mean = squares.mean(0)
     variance, components = np.linalg.eigh(np.cov(squares - mean, rowvar=False, ddof=0))
     order = np.argsort(variance)[::-1][:wanted]
+    varied = int(np.sum(variance > variance.max() * SMALLEST_VARIANCE))
+    if wanted > varied:
+        raise ValueError(
+            f"vae.latent_channels={wanted}: these squares vary in {varied} components only; "
+            "ask for fewer latents or fit to more pictures"
+        )
     basis, deviation = components[:, order], np.sqrt(variance[order])
     # of mean square 1 over all latents together, so that scale and shift stay 1 and 0
     weight = 1 / np.sqrt(deviation * deviation.mean())
