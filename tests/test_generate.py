@@ -162,7 +162,12 @@ def test_ctrl_c_stops_cleanly_and_leaves_no_file(folder, command, monkeypatch):
             return super().__new__(cls, index, *rest)
 
     monkeypatch.setattr(sampler, "Moment", Interrupting)
-    status, _, err = command("--prompt", "a", "--out", "never.png", steps="9")
+    # a shell starts its background jobs with the signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, _, err = command("--prompt", "a", "--out", "never.png", steps="9")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 130 and "interrupted" in err
     assert not [name for name in os.listdir(folder) if "never" in name]
 
