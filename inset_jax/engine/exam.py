@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from inset_jax.engine.artwork import Artwork
 from inset_jax.engine.layouts import MOST
 from inset_jax.engine.stage import WorldConfig
@@ -32,8 +30,3 @@ def scenes(artwork: Artwork, row: str, count: int) -> list[Scene]:
     else:
         config = WorldConfig(kinds=kinds)
     return [draw_scene(artwork, "validation", SEED, number, config) for number in range(count)]
-
-
-def sizes(some: Sequence[Scene]) -> set[tuple[int, int]]:
-    """Widths and heights of their pictures."""
-    return {(scene.target.shape[1], scene.target.shape[0]) for scene in some}

@@ -14,6 +14,7 @@ from inset_jax.engine.sprites import Look
 
 TURN_STEP = 5  # degrees between two turns that occur
 GROUNDS_TRIED = 3
+MOST_TRIES = 10_000  # objects drawn for one place
 CONTRAST = 60.0  # levels, over the three channels, between a ground and an object's mean colour
 
 
@@ -84,9 +85,15 @@ class Stage:
 
     def thing(self) -> Thing:
         """Draws an object, in training perhaps mirrored and in other colours."""
-        thing = self.draws.pick(self._pool)
+        thing, tries = self.draws.pick(self._pool), 1
         while thing.group in self._groups:
-            thing = self.draws.pick(self._pool)
+            if tries == MOST_TRIES:
+                groups = len({thing.group for thing in self._pool})
+                raise ValueError(
+                    f"no object is left for a scene after {len(self._groups)} others: the artwork "
+                    f"has {groups} look-alike groups in this split"
+                )
+            thing, tries = self.draws.pick(self._pool), tries + 1
         self._groups.add(thing.group)
         if not self._varies:
             return thing

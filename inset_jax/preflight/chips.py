@@ -139,7 +139,8 @@ def _topology(text: str, chip: Chip, number: int) -> tuple[int, ...]:
     chips, odd = divmod(number, chip.cores)
     sides = _nearest_to_cube(chips, chip.dims) if chips and not odd else None
     if sides is None:
-        near = max(2 ** round(math.log2(max(chips, 1))), 4 if chip.dims == 3 else 1)
+        there_are = [2**power for power in range(14) if _nearest_to_cube(2**power, chip.dims)]
+        near = min(there_are, key=lambda n: abs(math.log2(n / max(chips, 1))))
         unit = f" ({chip.name} is named by TensorCores, two a chip)" if chip.cores == 2 else ""
         raise ValueError(
             f"--slice={text}: there is no such slice{unit}; the nearest is "
@@ -150,9 +151,12 @@ def _topology(text: str, chip: Chip, number: int) -> tuple[int, ...]:
 
 
 def _nearest_to_cube(chips: int, dims: int) -> tuple[int, ...] | None:
-    """Sides, ascending, powers of two; of 2D slices none longer than 16."""
-    if chips & (chips - 1) or (dims == 2 and chips > 256) or (dims == 3 and chips < 4):
+    """Sides, powers of two, ascending but for one host of four; of 2D slices none over 16."""
+    too_few = chips == 2 or (dims == 3 and chips < 4)
+    if chips & (chips - 1) or too_few or (dims == 2 and chips > 256):
         return None
+    if dims == 3 and chips == 4:
+        return (2, 2, 1)
     power = chips.bit_length() - 1
     sides = [power // dims + (number < power % dims) for number in range(dims)]
     return tuple(1 << side for side in sorted(sides))

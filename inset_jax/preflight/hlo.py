@@ -17,7 +17,6 @@ NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 OPCODE = re.compile(r"([a-z][\w\-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-<>]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-CONSTANT = re.compile(r"\(\d+\)")
 
 
 class Instruction(NamedTuple):

@@ -66,3 +66,16 @@ def test_runs_get_the_flags_that_preflight_compiles_with(chip):
     ).stdout.splitlines()
     given = [line.split("=", 1)[1] for line in lines if line.startswith("LIBTPU_INIT_ARGS=")]
     assert " ".join(given).split() == list(chips.CHIPS[chip].flags)
+
+
+def test_one_host_of_three_dimensions_is_flat():
+    assert chips.parse("v5p-8").topology == chips.parse("tpu7x-8").topology == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"), [("v6e-512", "v6e-256"), ("v6e-2", "v6e-1"), ("v5p-4", "v5p-8")]
+)
+def test_the_nearest_slice_that_is_named_is_there(text, near):
+    with pytest.raises(ValueError, match=f"no such slice.*the nearest is {near},"):
+        chips.parse(text)
+    chips.parse(near)
