@@ -7,6 +7,7 @@ Commands:
 
     python -m tools.draw_world --out runs/world
     python -m tools.fit_principal --config=configs/demo_linear_vae.py --out ae.safetensors
+    python -m inset_jax.train --config=configs/demo.py --config.run.autoencoder=ae.safetensors ...
 """
 
 from inset_jax.core.config import AutoencoderConfig, AutoencoderRunConfig, CropConfig, VaeConfig

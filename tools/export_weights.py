@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tools import outcome
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -23,15 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     if len(notes) < len(options.note):
         parser.error("--note is KEY: VALUE, each key once")
 
+    return outcome.status(lambda: _export(options, notes), failure=1)
+
+
+def _export(options: argparse.Namespace, notes: dict[str, str]) -> None:
     from inset_jax.checkpoint.export import export
 
-    try:
-        done = export(options.source, options.target, notes)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    done = export(options.source, options.target, notes)
     print(f"{options.target}: {done['weights']} of step {done['step']}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from inset_jax.core import checks, overrides
 from inset_jax.core.config import AutoencoderConfig
+from tools import outcome
 
 OPTIONS = {"out": "the file to write"}
 
@@ -20,12 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(argument.lstrip("-") in ("help", "h") for argument in argv[1:]):
         print(__doc__)
         return 0
-    try:
-        return fit(argv)
-    except (ValueError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+    return outcome.status(lambda: fit(argv), failure=1)
 
 
 def fit(argv: Sequence[str]) -> int:

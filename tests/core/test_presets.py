@@ -37,5 +37,5 @@ def test_preset_is_valid_and_equals_its_golden_json(name):
 def test_preset_states_its_source_and_command(name):
     text = (ROOT / "configs" / f"{name}.py").read_text()
     docstring = text.split('"""')[1]
-    assert "python -m inset_jax." in docstring or "python -m tools." in docstring
+    assert "python -m inset_jax." in docstring
     assert "Expected figure" in docstring

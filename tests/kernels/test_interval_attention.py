@@ -206,6 +206,10 @@ def test_random_packs_give_the_dense_result_and_gradients(pack, dtype, form, see
         size = max(np.linalg.norm(theirs), np.linalg.norm(np.asarray(part)))
         bar = {"float32": 1e-5, "bfloat16": 3e-3 if name == "o" else 5e-3}[dtype]
         assert np.linalg.norm(ours - theirs) <= bar * size, name
+        if form == "product":  # and against what is left, which one rounding less keeps
+            left = max(np.linalg.norm(theirs), 1e-2 * np.sqrt(ours.size))
+            bar = {"float32": 1e-5, "bfloat16": 3e-3 if name == "o" else 8e-3}[dtype]
+            assert np.linalg.norm(ours - theirs) <= bar * left, name
     assert not np.asarray(got[0])[0][~rule.any(1)].any()
     assert not np.asarray(got[2])[0][~rule.any(0)].any()
 
