@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "generate": {"core", "data", "model", "checkpoint", "sample"},
     "convert": {"core", "checkpoint", "parity"},
     # compiles what a run would; nothing imports it
-    "preflight": {"core", "data", "model", "kernels", "checkpoint", "train"},
+    "preflight": {"core", "data", "model", "kernels", "sample", "train"},
     # replays a reference run through all rooms; the convert command alone imports it
     "parity": {"core", "kernels", "data", "model", "checkpoint", "train", "sample"},
 }

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inset_jax.core.config import MeshConfig
@@ -40,8 +41,9 @@ RULES: dict[str, tuple[str, ...]] = {
 def build(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with the axes AXES over the devices; "dcn" goes from slice to slice.
 
-    Inside a slice, the axes follow the chips' wires (`jax.make_mesh`). Where there are no slices,
-    groups of devices in the order of their numbers stand for them, so those of whole processes.
+    Inside a slice, the axes follow the chips' wires; where they do not fit whole sides of its torus
+    (2 x 32 on 4 x 4 x 4), one side serves two axes. Where there are no slices, groups of devices in
+    the order of their numbers stand for them, so those of whole processes.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or do not fit their slices;
@@ -68,10 +70,10 @@ def build(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Me
         )
     each = sizes[0] // len(slices)
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-    inside = lambda own: jax.make_mesh(
-        (each, *sizes[1:]), AXES, axis_types=kinds, devices=np.asarray(own)
+    inside = lambda own: mesh_utils.create_device_mesh(
+        (each, *sizes[1:]), own, allow_split_physical_axes=True
     )
-    parts = [inside(own).devices for own in slices]
+    parts = [inside(own) for own in slices]
     return Mesh(np.concatenate(parts), AXES, axis_types=kinds)
 
 
@@ -177,6 +179,28 @@ def put(tree, shardings):
         return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
 
     return jax.tree.map(one, tree, shardings)
+
+
+def by_pack(tree):
+    """Puts NumPy arrays [P, ...] that every process has whole onto the mesh that is set (or onto
+    the device), P split over its pack axes."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.device_put(tree)
+    where = lambda array: sharding(mesh, ("pack",) + (None,) * (array.ndim - 1), array.shape)
+    return put(tree, jax.tree.map(where, tree))
+
+
+def fetch(array) -> np.ndarray:
+    """Returns an array of any mesh, whole, in every process; all of them call it together."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(_same, out_shardings=everywhere)(array).addressable_data(0)
+    return np.asarray(array)
+
+
+def _same(array):
+    return array
 
 
 def on_this_host(tree, mesh: Mesh) -> tuple[Mesh, dict]:

@@ -6,7 +6,8 @@ tpu7x-128, 2x v5p-128, or v6e:16x16), and reports memory by part against the chi
 collectives and what hides them, kernels, and an estimate of the step's time. Saves
 DIR/preflight.json and DIR/preflight.html.
 
-Exit status: 0 it fits; 1 it does not fit, does not compile, or an argument is wrong.
+Exit status: 0 it fits; 1 it does not fit, it is not known whether it does (libtpu said nothing of
+its memory), it does not compile, or an argument is wrong.
 """
 
 from __future__ import annotations

@@ -246,7 +246,6 @@ def group(text: str) -> list[int]:
 def _of_mesh(sizes: dict[str, int], wanted: str) -> list[int]:
     """Members of the first group, of axes 'a' or parts of axes 'a':(before)size."""
     ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    index: list = [0] * len(sizes)
     parts = {}
     for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", wanted):
         dim = list(sizes).index(name)
@@ -255,5 +254,5 @@ def _of_mesh(sizes: dict[str, int], wanted: str) -> list[int]:
             parts[dim] = [rest * number for number in range(int(size))]
         else:
             parts[dim] = list(range(sizes[name]))
-    chosen = [parts.get(dim, [start]) for dim, start in enumerate(index)]
+    chosen = [parts.get(dim, [0]) for dim in range(len(sizes))]
     return ids[np.ix_(*chosen)].reshape(-1).tolist()

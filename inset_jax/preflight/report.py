@@ -11,6 +11,7 @@ from inset_jax.preflight.chips import GIB, Slice
 from inset_jax.preflight.compiler import Found
 
 MARGIN = 0.10  # of the HBM that should stay free
+PLANNED = ("activations and other temporaries", "program")  # what the compiler says
 
 
 def assemble(config: Config, slice_: Slice, found: Found) -> dict:
@@ -45,7 +46,7 @@ def assemble(config: Config, slice_: Slice, found: Found) -> dict:
     if sent:
         ends = estimate.estimate(slice_, counted, sent, state)
         report["estimate"] = {name: end._asdict() for name, end in ends.items()}
-    report["assumed"] = work.words(config, work.Assumed()) + estimate.words(slice_)
+    report["assumed"] = work.words(config) + estimate.words(slice_)
     return report
 
 
@@ -53,7 +54,8 @@ def memory(slice_: Slice, found: Found) -> dict:
     """Returns bytes on a device by part, what they come to, and what is left of the HBM.
 
     What is needed is the arguments, the plan of the temporaries and the program itself, which the
-    compiler holds against the HBM, and the autoencoder, which lies beside the step.
+    compiler holds against the HBM, and the autoencoder, which lies beside the step. Without a plan
+    ("fits" is then None) it is not known what is needed: `needed` holds what could be counted.
     """
     parts = dict(found.known["parts"])
     arguments = sum(size for name, size in parts.items() if name != "autoencoder")
@@ -67,17 +69,18 @@ def memory(slice_: Slice, found: Found) -> dict:
         temporaries = max(found.refused["used"] - arguments, 0)
     rows = parts | {
         "padding of arguments": padding,
-        "activations and other temporaries": temporaries,
-        "program": code,
+        **dict(zip(PLANNED, (temporaries, code), strict=True)),
     }
     limit = found.refused["limit"] if found.refused else slice_.chip.hbm
     needed = sum(rows.values())
+    is_planned = found.heap is not None or found.required is not None
+    fits = needed <= limit if is_planned else None
     return {
         "parts": rows,
         "needed": needed,
         "limit": limit,
         "free": 1 - needed / limit,
-        "fits": not found.refused and needed <= limit,
+        "fits": False if found.refused else fits,
         "compiler": found.memory,
     }
 
@@ -115,6 +118,14 @@ def verdict(report: dict) -> str:
     """One sentence: whether it fits, and with what to spare."""
     found = report["memory"]
     need, limit = found["needed"] / GIB, found["limit"] / GIB
+    if found["fits"] is None:
+        small = (
+            "" if report["finished"] else " (small programs have none; without --fast it is known)"
+        )
+        return (
+            f"not known whether it fits: libtpu's log has no plan of the memory{small}; what could "
+            f"be counted is {need:.2f} GiB a device of {limit:.2f}"
+        )
     if not found["fits"]:
         return f"does not fit: {need:.2f} GiB a device of {limit:.2f}"
     tight = f"; less than {MARGIN:.0%} is tight" if found["free"] < MARGIN else ""
@@ -126,7 +137,10 @@ def tables(report: dict) -> dict[str, list[list[str]]]:
     found = report["memory"]
     share = lambda size: f"{size / found['limit']:.1%}"
     rows = [[name, f"{size / GIB:.2f}", share(size)] for name, size in found["parts"].items()]
-    rows += [["needed", f"{found['needed'] / GIB:.2f}", share(found["needed"])]]
+    if found["fits"] is None:
+        rows = [[name, "not known", ""] if name in PLANNED else [name, *r] for name, *r in rows]
+    total = "needed" if found["fits"] is not None else "counted"
+    rows += [[total, f"{found['needed'] / GIB:.2f}", share(found["needed"])]]
     rows += [["of", f"{found['limit'] / GIB:.2f}", ""]]
     result = {"memory of a device": [["part", "GiB", "of the HBM"], *rows]}
     if report["refused"]:

@@ -91,7 +91,8 @@ def table(ranked: list[dict]) -> list[list[str]]:
     rows = [["layout", "GiB", "free", "GB sent", "tokens/s a device (estimate)"]]
     for one in ranked:
         memory, sent = one["memory"], one.get("collectives")
-        fits = f"{memory['free']:.0%}" if memory["fits"] else "no"
+        fits = "not known" if memory["fits"] is None else "no"
+        fits = f"{memory['free']:.0%}" if memory["fits"] else fits
         rows.append(
             [
                 one["layout"],

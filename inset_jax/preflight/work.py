@@ -25,14 +25,7 @@ class Part(NamedTuple):
     executed: float
 
 
-class Assumed(NamedTuple):
-    """What the config does not say, for attention."""
-
-    share: float = VISIBLE_SHARE
-    picture_patches: int = PICTURE_PATCHES
-
-
-def parts(config: Config, devices: int, assumed: Assumed = Assumed()) -> dict[str, Part]:  # noqa: B008
+def parts(config: Config, devices: int) -> dict[str, Part]:
     """Returns the operations of each part of the model."""
     llm, vit, room = config.model.llm, config.model.vit, config.data.capacity
     packs = config.data.packs * config.optimizer.accumulation / devices  # also parts of one
@@ -41,9 +34,9 @@ def parts(config: Config, devices: int, assumed: Assumed = Assumed()) -> dict[st
     query, pair = llm.query_heads * llm.head_dim, llm.kv_heads * llm.head_dim
     layer = llm.model_dim * (2 * query + 2 * pair + 3 * llm.mlp_dim)
     tokens = room.und + room.gen
-    visible = assumed.share * tokens**2
+    visible = VISIBLE_SHARE * tokens**2
     vit_layer = 4 * vit.width**2 + 2 * vit.width * vit.mlp_dim
-    vit_pairs = room.vit * min(assumed.picture_patches, room.vit)
+    vit_pairs = room.vit * min(PICTURE_PATCHES, room.vit)
     bridge = room.vit * llm.model_dim * (vit.width + llm.model_dim)
     time = room.gen * llm.model_dim * (256 + llm.model_dim + config.model.latent_dim)
     vit_again = again["dense"] if trains["vit"] else 0
@@ -86,15 +79,15 @@ def total(found: dict[str, Part]) -> Part:
     return Part(*(sum(column) for column in zip(*found.values(), strict=True)))
 
 
-def words(config: Config, assumed: Assumed) -> list[str]:
+def words(config: Config) -> list[str]:
     """What was assumed, in sentences."""
     room = config.data.capacity
     return [
         f"both streams are full: {room.und:,} und and {room.gen:,} gen tokens a pack, "
         f"{room.vit:,} ViT patches, {room.cross_entropy:,} next-token targets",
-        f"visible pairs of queries and keys: {assumed.share} x tokens^2 a pack, as in the "
+        f"visible pairs of queries and keys: {VISIBLE_SHARE} x tokens^2 a pack, as in the "
         "planner's packs of inset_7b's mix",
-        f"pictures of {assumed.picture_patches:,} ViT patches",
+        f"pictures of {PICTURE_PATCHES:,} ViT patches",
         "the autoencoder, which encodes targets between steps, is not counted",
     ]
 

@@ -76,6 +76,26 @@ def test_nearest_mesh_keeps_what_can_stay(asked, found):
     assert tuple(mesh.nearest(asked, [range(8)]).values()) == found
 
 
+class TorusChip(Chip):
+    """One chip of a v5p torus, at its place."""
+
+    platform, device_kind, core_on_chip, slice_index = "tpu", "TPU v5", 0, 0
+
+    def __init__(self, number: int, coords: tuple[int, int, int]):
+        super().__init__(number, number // 4)
+        self.coords = coords
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 2}, {"context": 2}, {"context": 2, "tensor": 8}])
+def test_axes_may_be_parts_of_a_side_of_the_torus(sizes):
+    chips = [TorusChip(n, (n % 4, n // 4 % 4, n // 16)) for n in range(64)]
+    built = mesh.build(MeshConfig(**sizes), chips)
+    assert built.shape["fsdp"] == 64 // np.prod(list(sizes.values()))
+    assert len({chip.id for chip in built.devices.flat}) == 64
+    one, other = (np.array(chip.coords) for chip in built.devices[0, 0, :, :2].flat[:2])
+    assert np.sum(one != other) == 1  # neighbours, over one wire
+
+
 def test_slices_of_unequal_sizes_are_refused():
     with pytest.raises(ValueError, match=r"unequal sizes \(slice: devices\): \{0: 4, 1: 2\}"):
         mesh.build(MeshConfig(dcn=2), slices(2, 4)[:6])

@@ -89,6 +89,24 @@ def test_more_than_the_hbm_does_not_fit_even_if_it_was_scheduled(command):
     assert status == 1 and figures["memory"]["free"] < 0
 
 
+def test_without_a_plan_of_the_memory_it_is_not_known_whether_it_fits(command, capsys, tmp_path):
+    status, figures, _ = command(made_up(None), "--fast")
+    assert status == 1
+    assert figures["memory"]["fits"] is None
+    told = capsys.readouterr().out
+    assert "not known whether it fits: libtpu's log has no plan" in told
+    assert "without --fast it is known" in told
+    assert not re.search(r"^fits", told, re.M)
+    assert re.search(r"activations and other temporaries +not known", told)
+    assert "not known whether it fits" in (tmp_path / "preflight.html").read_text()
+
+
+def test_a_refusal_is_an_answer_without_a_plan(command):
+    refused = {"used": 43 * GIB, "limit": int(31.25 * GIB), "largest": []}
+    _, figures, _ = command(made_up(None, refused))
+    assert figures["memory"]["fits"] is False
+
+
 def test_collectives_and_their_axes_are_in_the_report(command, capsys):
     _, figures, _ = command(made_up(GIB))
     assert figures["collectives"]["gathers_hidden"] == 1.0
@@ -223,9 +241,11 @@ def test_search_ranks_what_fits_by_speed():
         layout("slow", True, 1, 1),
         layout("fast", True, 2, 2),
     ]
-    ranked = search.rank([*rows, layout("larger", False, 99, 4 * GIB)])
-    assert [one["layout"] for one in ranked] == ["fast", "slow", "large", "larger"]
-    assert [row[2] for row in search.table(ranked)] == ["free", "50%", "50%", "no", "no"]
+    rows += [layout("larger", False, 99, 4 * GIB), layout("unknown", None, 99, 5 * GIB)]
+    ranked = search.rank(rows)
+    assert [one["layout"] for one in ranked] == ["fast", "slow", "large", "larger", "unknown"]
+    free = ["free", "50%", "50%", "no", "no", "not known"]
+    assert [row[2] for row in search.table(ranked)] == free
 
 
 def test_search_tries_meshes_that_divide_the_heads():
