@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from inset_jax.core.config import Config, SampleConfig
+from inset_jax.core import processes
+from inset_jax.core.bar import Bar
+from inset_jax.core.config import Config, MeshConfig, SampleConfig
 
 TASKS = ("image", "edit", "text")
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells count it
+BATCH = 4  # prompts in one run, or as many as a mesh has packs if these are more
 LINE_KEYS = ("prompt", "source", "height", "width", "seed", "out")
 DESCRIPTION = """\
 Draws a picture from a sentence with pictures in it, or answers it.
@@ -28,6 +31,8 @@ Draws a picture from a sentence with pictures in it, or answers it.
 
 Write \\[img: for the characters themselves. Many prompts: --prompts FILE, one JSON object a line
 with "prompt" and, if wanted, "source", "height", "width", "seed", "out"; paths are relative to it.
+
+On several hosts, every host runs the same command (docs/pods.md); the first one writes.
 """
 
 
@@ -47,15 +52,31 @@ class Job(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = parser().parse_args(argv)
+    group = None
     try:
-        run(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        group = processes.join(processes.place(vars(args), os.environ))
+        run(args, group is None or group.index == 0)
+    except (Exception, KeyboardInterrupt) as error:
+        status = _told(error)
+        if group is not None:
+            group.fail(error)  # and so ends the other processes; does not return
+        if status is None:
+            raise
+        return status
+    if group is not None:
+        group.leave()
+    return 0
+
+
+def _told(error: BaseException) -> int | None:
+    """Says what ended the command; returns its exit status, None for what nobody expected."""
+    if isinstance(error, KeyboardInterrupt):
         print("\ninterrupted; nothing unfinished was written", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    if not isinstance(error, ValueError):
+        return None
+    print(f"error: {error}", file=sys.stderr)
+    return 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="PATH", help="PNG (text: a text file); with --prompts a folder")
     add("--seed", type=int, default=0, help="of the first picture; the next ones count up")
     add("--pictures", type=int, default=1, metavar="N", help="pictures of each prompt")
-    add("--batch", type=int, default=4, metavar="N", help="prompts in one run (default 4)")
+    add("--batch", type=int, metavar="N", help="prompts in one run (default 4, or a mesh's packs)")
     add("--height", type=int, metavar="PX", help="default: the source's, or the model's largest")
     add("--width", type=int, metavar="PX")
 
@@ -102,11 +123,25 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--weights", choices=("ema", "params"), default="ema")
     model.add_argument("--dtype", choices=("float32", "bfloat16"), help="CPU: float32")
     model.add_argument("--tokenizer", default="", metavar="PATH", help="default: the checkpoint's")
+
+    devices = flags.add_argument_group("devices")
+    devices.add_argument(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="devices along dcn, fsdp, context, tensor; -1: the rest (default: fsdp=-1). Weights "
+        "are split over fsdp and tensor, prompts over dcn and fsdp, each prompt over the others",
+    )
+    devices.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; or auto")
+    devices.add_argument("--processes", metavar="N", help="how many processes there are")
+    devices.add_argument("--process", metavar="N", help="the number of this one, from 0")
     return flags
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, is_first: bool = True) -> None:
     """Does what the flags ask for.
+
+    Args:
+      is_first: whether this process is the one of several that writes.
 
     Raises:
       ValueError: bad input, naming the prompt, file or flag.
@@ -116,10 +151,11 @@ def run(args: argparse.Namespace) -> None:
     outs = [_out_path(args, jobs, number) for number in range(len(jobs))]
     check_sizes(args.checkpoint, prompts)
     given = given_settings(args)
+    mesh = read_mesh(args.mesh)
 
     from inset_jax.sample.api import Generator, Options
 
-    generator = Generator.load(args.checkpoint, args.weights, args.dtype, args.tokenizer)
+    generator = Generator.load(args.checkpoint, args.weights, args.dtype, args.tokenizer, mesh)
     options = Options(
         settings=_settings(args, generator, given),
         pictures=args.pictures,
@@ -127,15 +163,16 @@ def run(args: argparse.Namespace) -> None:
         max_tokens=args.max_tokens,
         temperature=args.temperature,
     )
-    for start in range(0, len(jobs), args.batch):
-        rows = range(start, min(start + args.batch, len(jobs)))
+    together = args.batch or max(BATCH, generator.packs)
+    for start in range(0, len(jobs), together):
+        rows = range(start, min(start + together, len(jobs)))
         some = [prompts[row] for row in rows]
-        with contextlib.closing(Bar()) as bar:
+        with contextlib.closing(Bar(is_first)) as bar:
             if args.task == "text":
                 results: list[Any] = generator.answer_all(some, options, bar)
             else:
                 results = generator.draw_all(some, options, bar)
-        for row, result in zip(rows, results):
+        for row, result in zip(rows, results) if is_first else ():
             if args.task == "text":
                 _write_answer(outs[row], result)
             else:
@@ -156,7 +193,7 @@ def read_jobs(args: argparse.Namespace) -> list[Job]:
       ValueError: flags that contradict each other, or a bad line of the JSONL, by its number.
     """
     for name in ("pictures", "batch", "max_tokens"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: at least 1")
     shared = {name: getattr(args, name) for name in ("source", "height", "width", "seed")}
     if args.prompts is None:
@@ -243,6 +280,24 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def read_mesh(text: str | None) -> MeshConfig | None:
+    """Reads --mesh, such as "fsdp=4,tensor=2"; axes that are not named have one device.
+
+    Raises:
+      ValueError: no such axis, or no number.
+    """
+    if text is None:
+        return None
+    axes = [field.name for field in dataclasses.fields(MeshConfig)]
+    sizes = dict.fromkeys(axes, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in axes or not size.removeprefix("-").isdigit():
+            raise ValueError(f"--mesh {text}: expected AXIS=N,... with AXIS of {', '.join(axes)}")
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
+
+
 def _settings(args: argparse.Namespace, generator, given: dict[str, Any]) -> SampleConfig | None:
     if args.task == "text":
         return None
@@ -314,29 +369,6 @@ def _whole(path: Path, write) -> None:
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-class Bar:
-    """A line on the terminal that says how far the work is; silent where nobody looks."""
-
-    WIDTH = 30
-
-    def __init__(self):
-        self.shows = sys.stderr.isatty()
-        self.drawn = False
-
-    def __call__(self, what: str, done: int, count: int) -> None:
-        """Shows `done` of `count` steps of `what`."""
-        if self.shows:
-            filled = self.WIDTH * done // count
-            line = "#" * filled + "." * (self.WIDTH - filled)
-            print(f"\r{what} [{line}] {done}/{count}", end="", file=sys.stderr, flush=True)
-            self.drawn = True
-
-    def close(self) -> None:
-        """Ends the line."""
-        if self.drawn:
-            print(file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def load_any(
         config = bagel.config_from_bagel(path)
         leaves = names.flatten(convert.load_bagel(path, config, dtype))
         places = shardings(config, mesh)
-        params = {name: jax.device_put(leaves.pop(name), places[name]) for name in list(leaves)}
+        params = {n: core_mesh.put(leaves.pop(n), places[n]) for n in list(leaves)}
         info = {"kind": "bagel", "path": str(path), "step": None, "weights": weights, "meta": {}}
         return Loaded(config, names.unflatten(params), tokenizer.find(path), info)
     return _load_step(path, mesh, weights, dtype)

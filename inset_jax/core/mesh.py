@@ -187,8 +187,12 @@ def by_pack(tree):
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.device_put(tree)
-    where = lambda array: sharding(mesh, ("pack",) + (None,) * (array.ndim - 1), array.shape)
-    return put(tree, jax.tree.map(where, tree))
+    return put(tree, jax.tree.map(lambda array: pack_sharding(mesh, array.shape), tree))
+
+
+def pack_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Returns where an array [P, ...] lies: P split over the pack axes."""
+    return sharding(mesh, ("pack",) + (None,) * (len(shape) - 1), shape)
 
 
 def fetch(array) -> np.ndarray:

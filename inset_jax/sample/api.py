@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from inset_jax.sample.prompt import (
     start_noise,
     upright,
 )
-from inset_jax.sample.sampler import Sampler
+from inset_jax.sample.sampler import Sampler, pack_count
 
 Watch = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
@@ -88,27 +89,34 @@ class Generator:
 
     @classmethod
     def load(
-        cls, path: str, weights: str = "ema", dtype: str | None = None, tokenizer: str = ""
+        cls,
+        path: str,
+        weights: str = "ema",
+        dtype: str | None = None,
+        tokenizer: str = "",
+        mesh: MeshConfig | None = None,
     ) -> Generator:
         """Loads a training run's folder, one of its checkpoints, or a BAGEL-format folder.
-
-        With several devices the parameters are spread over all of them.
 
         Args:
           weights: "ema" or "params".
           dtype: of the computation and the parameters, "float32" or "bfloat16"; None: float32 on a
             CPU, bfloat16 elsewhere.
           tokenizer: a tokenizer.json or its folder; "" means the one beside the checkpoint.
+          mesh: how all devices, if there are several, share weights and work. Weights are split
+            over "fsdp" and "tensor"; sentences are dealt to the packs, "dcn" x "fsdp" of them, and
+            "context" and "tensor" split the work of each. None: all devices along "fsdp".
 
         Raises:
           ValueError: nothing loadable there, a damaged or another model's file, no tokenizer.
         """
         compute = _compute(path, dtype)
-        mesh = core_mesh.build(MeshConfig()) if jax.device_count() > 1 else None
+        several = mesh is not None or jax.device_count() > 1
+        built = core_mesh.build(mesh or MeshConfig()) if several else None
         is_half = compute.dtype == "bfloat16"
         # BAGEL's files hold the language model in bfloat16 and the autoencoder in float32
         kept = convert.KEEP if bagel.is_bagel(path) else "bfloat16"
-        loaded = load.load_any(path, mesh, weights, kept if is_half else "float32")
+        loaded = load.load_any(path, built, weights, kept if is_half else "float32")
         config = dataclasses.replace(
             run_config(loaded.info["meta"], loaded.config), compute=compute
         )
@@ -118,7 +126,13 @@ class Generator:
                 f"{path}: no tokenizer.json beside this model; name one with --tokenizer"
             )
         words = texts.load(file, config.model.tokens, config.model.llm.vocab_size)
-        return cls(config, loaded.params, words, loaded.info, mesh)
+        return cls(config, loaded.params, words, loaded.info, built)
+
+    @property
+    def packs(self) -> int:
+        """How many sentences its devices work on at a time."""
+        with self._devices():
+            return pack_count()
 
     def settings(self, guidance_mode: str = "", task: str = "image") -> SampleConfig:
         """The settings a call gets that asks for nothing: the run's, or the mode's preset.
@@ -283,20 +297,21 @@ class Generator:
         for settings in dict.fromkeys(shared):
             numbers = [n for n, own in enumerate(shared) if own == settings]
             drawing = self.sampler.draw([requests[n] for n in numbers], settings, note)
-            latents = iter(drawing.latents)
+            sizes = [picture.size for n in numbers for picture in requests[n].pictures]
+            pictures = iter(self._decoded(drawing.latents, sizes))
             for n in numbers:
-                pictures = [self._decoded(next(latents), p.size) for p in requests[n].pictures]
-                results[n] = pictures, drawing.evaluations
+                own = list(itertools.islice(pictures, len(requests[n].pictures)))
+                results[n] = own, drawing.evaluations
         return results
 
-    def _decoded(self, latents: np.ndarray, size: tuple[int, int]) -> Image.Image:
-        pixels = self.sampler.decode(latents, size)
-        if not np.isfinite(latents).all():  # casting to bytes hides it
+    def _decoded(self, latents: Sequence[np.ndarray], sizes) -> list[Image.Image]:
+        pixels = self.sampler.decode_all(latents, sizes)
+        if not all(np.isfinite(one).all() for one in latents):  # casting to bytes hides it
             raise ValueError(
                 f"{self.info['path'] or 'the model'}: the drawing came out not finite; the weights "
                 "or the guidance scales are at fault"
             )
-        return Image.fromarray(pixels)
+        return [Image.fromarray(one) for one in pixels]
 
 
 def open_tokenizer(path: str, tokenizer: str = "") -> texts.Tokenizer:

@@ -13,10 +13,12 @@ import numpy as np
 
 from inset_jax.core.batch import Kept, Pack, Visibility
 from inset_jax.core.config import CapacityConfig, ComputeConfig, ModelConfig
+from inset_jax.core.mesh import constrain
 from inset_jax.data.layout import GEN, Item, Layout, layout
 from inset_jax.data.pack import assemble, stack
 from inset_jax.model.inset import Inset
 
+KEPT = ("layer", "pack", "key", "kv_heads", "head_dim")  # dimensions of what is kept
 FLOOR = 16  # smallest static size; keeps the number of compiled programs low
 
 
@@ -55,7 +57,8 @@ def keep(model: Inset, pack: Pack, compute: ComputeConfig) -> Kept:
     """Runs the still contexts; returns their keys and values, laid out [und; gen]."""
     streams, _ = model.embed(pack, 1.0, compute)
     positions = {"und": pack.und_position, "gen": pack.gen_position}
-    return model.decode(streams, positions, pack.visibility, compute, None, ("kept",)).kept
+    kept = model.decode(streams, positions, pack.visibility, compute, None, ("kept",)).kept
+    return Kept(*(constrain(array, KEPT) for array in kept))
 
 
 def in_reading_order(

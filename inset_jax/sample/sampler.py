@@ -18,7 +18,7 @@ import numpy as np
 
 from inset_jax.core.batch import Kept, Pack
 from inset_jax.core.config import ComputeConfig, ModelConfig, SampleConfig
-from inset_jax.core.mesh import RULES
+from inset_jax.core.mesh import by_pack, constrain, fetch, ways
 from inset_jax.data.layout import Item
 from inset_jax.model import flow, inset, vae
 from inset_jax.sample import cache, guidance, write
@@ -70,7 +70,7 @@ class Programs(NamedTuple):
     step: Callable  # (params, kept, arrays, state, now, renorm) -> (state, velocity)
     token: Callable  # (params, kept, lines, turn, greedy) -> (token, logits, hidden, kept)
     encode: Callable  # (vae params, image [1, H, W, 3], noise) -> tokens [1, rows * columns, L]
-    decode: Callable  # (vae params, tokens [1, rows * columns, L], rows) -> uint8 [1, H, W, 3]
+    decode: Callable  # (vae params, tokens [B, rows * columns, L], rows) -> uint8 [B, H, W, 3]
 
 
 @functools.cache
@@ -90,7 +90,8 @@ def programs(config: ModelConfig, compute: ComputeConfig) -> Programs:
         model = inset.bind(definition, params)
         v = velocity(model, kept, arrays, state, now.t, compute)
         v = guide(v, arrays, renorm, now.renorm_min)
-        return state - now.dt * v, v
+        rows = ("pack", None, None)  # each pack's state stays with the devices that draw it
+        return constrain(state - now.dt * v, rows), constrain(v, rows)
 
     def encode(params, image, noise):
         latents = vae.bind(vae_definition, params).encode(image, noise)
@@ -172,17 +173,37 @@ class Sampler:
           noise: standard normal draws [h, w, c] for the posterior, or None for its mean.
         """
         noise = None if noise is None else noise[None]
-        return np.asarray(self.programs.encode(self.params["vae"], image[None], noise))[0]
+        return fetch(self.programs.encode(self.params["vae"], image[None], noise))[0]
 
     def decode(self, latents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """A picture from its latents: uint8 [H, W, 3]. `size` counts rows and columns of tokens."""
-        if latents.shape != (math.prod(size), self.config.latent_dim):
-            raise ValueError(f"latents {latents.shape} are not {size} of {self.config.latent_dim}")
-        return np.asarray(self.programs.decode(self.params["vae"], latents[None], size[0]))[0]
+        return self.decode_all([latents], [size])[0]
+
+    def decode_all(
+        self, latents: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
+    ) -> list[np.ndarray]:
+        """The pictures of several latents; those of one size together, as many as there are packs.
+
+        Raises:
+          ValueError: latents are not of their size.
+        """
+        for one, size in zip(latents, sizes, strict=True):
+            if one.shape != (math.prod(size), self.config.latent_dim):
+                raise ValueError(f"latents {one.shape} are not {size} of {self.config.latent_dim}")
+        found: dict[int, np.ndarray] = {}
+        for size in dict.fromkeys(sizes):
+            numbers = [number for number, own in enumerate(sizes) if own == size]
+            for start in range(0, len(numbers), pack_count()):
+                some = numbers[start : start + pack_count()]
+                filled = some + [some[-1]] * (pack_count() - len(some))
+                batch = by_pack(np.stack([latents[number] for number in filled]))
+                pixels = fetch(self.programs.decode(self.params["vae"], batch, size[0]))
+                found |= zip(some, pixels)
+        return [found[number] for number in range(len(latents))]
 
     def keep(self, pack: Pack | None) -> Kept | None:
         """Keys and values of a still pack; None for nothing."""
-        return None if pack is None else self.programs.keep(self.params["model"], pack)
+        return None if pack is None else self.programs.keep(self.params["model"], by_pack(pack))
 
     def draw(
         self,
@@ -203,8 +224,7 @@ class Sampler:
         guidance.check(settings)
         laid = plan(requests, settings.guidance, self.config, pack_count())
         kept = self.keep(laid.still)
-        guided, plain = jax.device_put((laid.guided, laid.plain))
-        state = jnp.asarray(laid.state)
+        guided, plain, state = by_pack((laid.guided, laid.plain, laid.state))
         times = list(zip(*flow.schedule(settings.num_timesteps, settings.shift), strict=True))
         for index, (t, dt) in enumerate(times):
             arrays = guided if guidance.acts_at(settings, t) else plain
@@ -215,7 +235,7 @@ class Sampler:
             state.block_until_ready()  # progress is then true, and Ctrl-C stops here
             if watch is not None:
                 watch(Moment(index, len(times), float(t), before, v))
-        return Drawing(laid.pictures_of(np.asarray(state)), len(times), int(kept is not None))
+        return Drawing(laid.pictures_of(fetch(state)), len(times), int(kept is not None))
 
     def write(
         self,
@@ -246,7 +266,7 @@ class Sampler:
         seeds = range(len(contexts)) if seeds is None else seeds
         deal = lambda values: [list(values)[pack::packs] for pack in range(packs)]
         still, _ = cache.still_pack(deal(contexts), self.config)
-        batch = jax.device_put(write.lines(deal(contexts), still, deal(seeds), self.config))
+        batch = by_pack(write.lines(deal(contexts), still, deal(seeds), self.config))
         queries = batch.position.shape[1]
         kept = write.room(self.keep(still), queries, cache.bucket(limit))
         token = np.full((packs, queries), self.config.tokens.text_start, np.int32)
@@ -257,7 +277,7 @@ class Sampler:
             token, logits, hidden, kept = self.programs.token(
                 self.params["model"], kept, batch, turn, temperature == 0
             )
-            token = np.asarray(token)
+            token = fetch(token)
             if watch is not None:
                 watch(Word(index, limit, token, logits, hidden))
             for number, ids in enumerate(written):
@@ -272,5 +292,4 @@ class Sampler:
 
 def pack_count() -> int:
     """P under the current mesh: one pack for each group of devices that shares no data."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in RULES["pack"]) if not mesh.empty else 1
+    return ways("pack")
