@@ -107,7 +107,9 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], dict] | None:
     if not (folder / META).exists():
         return None
     try:
-        arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+        # as plain arrays over the maps: every slice of a `np.memmap` costs microseconds
+        files = folder.glob("*.npy")
+        arrays = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in files}
         return arrays, json.loads((folder / META).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: damaged ({error}); remove it, it is made anew") from error

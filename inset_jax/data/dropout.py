@@ -7,6 +7,7 @@ probability p^n only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -52,8 +53,7 @@ def draw_many(
       start: int [example + 1], where the segments of each example begin.
       names: each example's id and epoch, on which alone its draw depends.
     """
-    segment_chance = np.array([0, config.segment_text, config.segment_vit, config.segment_vae])
-    ends = np.cumsum([config.example_both, config.example_text, config.example_images])
+    segment_chance, ends = _chances(config)
     if not segment_chance.any() and not ends[-1]:
         return np.zeros(len(code), bool)
     count = np.diff(start)
@@ -68,7 +68,16 @@ def draw_many(
     gone = (code != NEVER) & (
         (mode == 0) | (mode == 1) & (code == TEXT) | (mode == 2) & (code >= VIT)
     )
-    own = np.delete(drawn, first) < segment_chance[code]
+    is_own = np.ones(len(drawn), bool)
+    is_own[first] = False
+    own = drawn[is_own] < segment_chance[code]
     opener = np.where(opens, np.arange(len(code)), 0)
     opener[start[:-1]] = start[:-1]
     return gone | own[np.maximum.accumulate(opener)]
+
+
+@functools.cache
+def _chances(config: DropoutConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the chance of each code, and where both, text and images of the example end."""
+    segment = np.array([0, config.segment_text, config.segment_vit, config.segment_vae])
+    return segment, np.cumsum([config.example_both, config.example_text, config.example_images])

@@ -7,6 +7,7 @@ convention is meant and (rows, columns) for patches; names say which.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -112,6 +113,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+@functools.lru_cache(1 << 14)
 def resized_size(width: int, height: int, limits: SizeLimits, images: int = 1) -> tuple[int, int]:
     """Returns the (width, height) that BAGEL gives an image; see `resized_sizes`."""
     own = resized_sizes(np.array([width]), np.array([height]), limits, np.array([images]))
@@ -236,8 +238,9 @@ def patchify(image: np.ndarray, patch: int, out: np.ndarray | None = None) -> np
     return out
 
 
+@functools.lru_cache(1 << 8)
 def place_ids(rows: int, columns: int, side: int, interpolate: bool = False) -> np.ndarray:
-    """Returns each patch's row in a position table of side x side: int32 [rows * columns].
+    """Returns each patch's row in a table of side x side: int32 [rows * columns], read-only.
 
     Args:
       interpolate: spread the patches over the whole table instead of using its corner (an option of
@@ -255,7 +258,9 @@ def place_ids(rows: int, columns: int, side: int, interpolate: bool = False) -> 
         row, column = np.arange(rows), np.arange(columns)
     else:
         row, column = _buckets(rows, side), _buckets(columns, side)
-    return (row[:, None] * side + column).reshape(-1).astype(np.int32)
+    ids = (row[:, None] * side + column).reshape(-1).astype(np.int32)
+    ids.setflags(write=False)  # the next caller gets the same array
+    return ids
 
 
 def _buckets(patches: int, side: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import hashlib
 import math
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 LEVELS = 1 << 16  # of a radius and of an angle
 BLOCK = 1 << 15  # normal numbers made at a time: what is between stays in the cache
@@ -26,7 +27,17 @@ def keyed(purpose: str, seed: int, name: str, epoch: int, number: int = 0) -> np
     """
     text = f"{purpose}\0{seed}\0{epoch}\0{number}\0{name}"
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+    return np.random.Generator(np.random.Philox(_Key(np.frombuffer(digest, "<u8"))))
+
+
+class _Key(ISeedSequence):
+    """Hands Philox its key: `Philox(key=...)` asks the system for entropy first, in vain."""
+
+    def __init__(self, key: np.ndarray):
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype=np.uint32) -> np.ndarray:
+        return self._key
 
 
 def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -47,8 +47,9 @@ def _check_capacity(laid: Layout, capacity: CapacityConfig) -> None:
 
 def _padded(values: np.ndarray, size: int, fill=0) -> np.ndarray:
     """Pads the last dimension."""
-    out = np.full((*values.shape[:-1], size), fill, values.dtype)
-    out[..., : values.shape[-1]] = values
+    length = values.shape[-1]
+    out = np.empty((*values.shape[:-1], size), values.dtype)
+    out[..., :length], out[..., length:] = values, fill
     return out
 
 
@@ -56,16 +57,13 @@ def _visibility(laid: Layout, capacity: CapacityConfig) -> dict[str, Visibility]
     """Intervals of all keys [und; gen] over the queries of each stream; empty for padding."""
     reading = reading_intervals(laid.segments)
     is_gen = laid.stream == GEN
+    row = np.cumsum(is_gen)  # of each token among the keys
+    row = np.where(is_gen, capacity.und - 1 + row, np.arange(len(row)) - row)
     result = {}
     for name, is_query in (("und", ~is_gen), ("gen", is_gen)):
-        sides = []
-        for side in for_queries(reading, is_query):
-            side = side.astype(np.int32)
-            sides.append(
-                np.concatenate(
-                    [_padded(side[~is_gen], capacity.und), _padded(side[is_gen], capacity.gen)]
-                )
-            )
+        sides = np.zeros((2, capacity.und + capacity.gen), np.int32)
+        for own, side in zip(sides, for_queries(reading, is_query), strict=True):
+            own[row] = side
         result[name] = Visibility(*sides)
     return result
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from einops import rearrange
 
 from inset_jax.core.config import Config, ModelConfig, SizeLimits
 from inset_jax.data import image
@@ -28,7 +27,7 @@ def outline(
     images, result = sharing(example), []
     for segment in example.segments:
         item = _outline(segment, tokenizer, config, images)
-        if segment.kind == "vit":
+        if segment.kind == "vit" and percent != 100:
             item = item._replace(size=tuple(int(image.shrunk(n, percent)) for n in item.size))
         result.append(item)
     return result
@@ -102,22 +101,21 @@ def fill(
             result.append(item._replace(dropped=bool(dropped[number])))
             continue
         random = lambda purpose, n=number: keyed(purpose, seed, example.id, epoch, n)
+        own = {}
         if item.kind == "target":
             tokens = item.size[0] * item.size[1]
-            item = item._replace(
-                timestep=float(random("timestep").standard_normal()),
-                noise=normal(random("noise"), (tokens, config.model.latent_dim)),
-            )
+            own["timestep"] = float(random("timestep").standard_normal())
+            own["noise"] = normal(random("noise"), (tokens, config.model.latent_dim))
         if item.kind != "vit":
-            item = item._replace(posterior_noise=_posterior_noise(item, config, random))
-        if _moments_fit(segment, item, config):
-            latent = latent_tokens(segment.moments, item.posterior_noise, config.model)
-            result.append(item._replace(latent=latent))
-            continue
-        key = id(segment.image)  # segments that show one image share its bytes
-        if key not in decoded:
-            decoded[key] = _decode(segment, f"{example.id}: image of segment {number}")
-        result.append(item._replace(image=_pixels(decoded[key], segment.kind, item, config)))
+            own["posterior_noise"] = noise = _posterior_noise(item, config, random)
+        if item.kind != "vit" and _moments_fit(segment, noise, config):
+            own["latent"] = latent_tokens(segment.moments, noise, config.model)
+        else:
+            key = id(segment.image)  # segments that show one image share its bytes
+            if key not in decoded:
+                decoded[key] = _decode(segment, f"{example.id}: image of segment {number}")
+            own["image"] = _pixels(decoded[key], segment.kind, item, config)
+        result.append(item._replace(**own))
     return result
 
 
@@ -144,12 +142,11 @@ def _pixels(decoded, kind: str, item: Item, config: Config) -> np.ndarray:
     return image.resize_to(decoded, columns * stride, rows * stride)
 
 
-def _moments_fit(segment: Segment, item: Item, config: Config) -> bool:
+def _moments_fit(segment: Segment, noise: np.ndarray, config: Config) -> bool:
     """Whether precomputed moments are those of this size and of the run's own autoencoder."""
-    if item.kind == "vit" or segment.moments is None:
+    if segment.moments is None or segment.moments_vae != config.data.moments:
         return False
-    is_own = segment.moments_vae == config.data.moments
-    return is_own and segment.moments.shape == (2, *item.posterior_noise.shape)
+    return segment.moments.shape == (2, *noise.shape)
 
 
 def latent_tokens(moments: np.ndarray, noise: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -164,5 +161,12 @@ def latent_tokens(moments: np.ndarray, noise: np.ndarray, config: ModelConfig) -
     mean, log_variance = moments.astype(np.float32)
     latent = mean + np.exp(0.5 * log_variance) * noise
     latent = config.vae.scale * (latent - config.vae.shift)
-    patch = config.latents.patch
-    return rearrange(latent, "(h p) (w q) c -> (h w) (p q c)", p=patch, q=patch).astype(np.float32)
+    return _tokens(latent.astype(np.float32, copy=False), config.latents.patch)
+
+
+def _tokens(latent: np.ndarray, patch: int) -> np.ndarray:
+    """Cuts [h, w, c] into [rows * columns, patch * patch * c]; einops takes longer to parse it."""
+    height, width, channels = latent.shape
+    rows, columns = height // patch, width // patch
+    cut = latent.reshape(rows, patch, columns, patch, channels).swapaxes(1, 2)
+    return cut.reshape(rows * columns, patch * patch * channels)

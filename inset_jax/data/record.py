@@ -149,33 +149,16 @@ def from_features(features: Mapping) -> Example:
     Raises:
       ValueError: another version of the schema, or a damaged record.
     """
-    text = lambda value: value.decode() if isinstance(value, bytes) else str(value)
     if int(features["version"]) not in READABLE:
         known = ", ".join(map(str, READABLE))
         raise ValueError(f"schema version {features['version']}, this program reads {known}")
     columns = features["segments"]  # a dict of columns, as the sequence of a dict comes back
     images = features["images"]
-    segments = []
-    for number, kind in enumerate(columns["kind"]):
-        row = {name: column[number] for name, column in columns.items()}
-        segments.append(
-            Segment(
-                kind=text(kind),
-                text=text(row["text"]),
-                image=bytes(images[row["image"]]) if row["image"] >= 0 else b"",
-                width=int(row["width"]),
-                height=int(row["height"]),
-                role=text(row["role"]),
-                loss=bool(row["loss"]),
-                draws=bool(row["draws"]),
-                opens=bool(row["opens"]),
-                frame_delta=int(row["frame_delta"]),
-                moments=_from_bytes(row["moments"]),
-                moments_vae=text(row.get("moments_vae", "")),
-            )
-        )
-    facts = {name: text(features[name]) for name in ("id", "kind", "source", "licence")}
-    return Example(segments=tuple(segments), **facts)
+    types = _TYPES | {"image": lambda number: bytes(images[number]) if number >= 0 else b""}
+    absent = {"moments_vae": [""] * len(columns["kind"])}  # version 1
+    values = [map(type_, (absent | columns)[name]) for name, type_ in types.items()]
+    facts = {name: _text(features[name]) for name in ("id", "kind", "source", "licence")}
+    return Example(segments=tuple(map(Segment, *values)), **facts)
 
 
 def from_bytes(data: bytes) -> Example:
@@ -207,6 +190,18 @@ def _to_bytes(array: np.ndarray | None) -> bytes:
 
 def _from_bytes(data: bytes) -> np.ndarray | None:
     return safetensors.load(data)["moments"] if data else None
+
+
+def _text(value) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+# what makes the field of a segment of what is stored, in the order of the fields
+_TYPES = {
+    field.name: {str: _text, bool: bool, int: int}.get(type(field.default), _from_bytes)
+    for field in dataclasses.fields(Segment)
+}
+_TYPES["kind"] = _text
 
 
 def features():

@@ -24,7 +24,7 @@ def test_a_folder_is_written_once_and_read_by_memory_map(tmp_path):
     columns.save(folder, {"x": np.arange(5)}, {"name": "first"})
     columns.save(folder, {"x": np.arange(9)}, {"name": "second"})  # too late: the first one stays
     arrays, meta = columns.load(folder)
-    assert isinstance(arrays["x"], np.memmap) and arrays["x"].tolist() == [0, 1, 2, 3, 4]
+    assert isinstance(arrays["x"].base, np.memmap) and arrays["x"].tolist() == [0, 1, 2, 3, 4]
     assert meta == {"name": "first"} and [p.name for p in folder.parent.iterdir()] == ["b"]
 
 

@@ -88,7 +88,7 @@ def test_an_index_is_measured_once_and_mapped_from_disk(
     made = open_index(records, tokenizer, config, tmp_path)
     monkeypatch.setattr("inset_jax.data.record.Records.__getitem__", None)  # reads no record again
     again = open_index(records, tokenizer, config, tmp_path)
-    assert isinstance(again.tokens, np.memmap) and again.key == made.key
+    assert isinstance(again.tokens.base, np.memmap) and again.key == made.key
     # nor for other sizes
     smaller = open_index(records, tokenizer, edit(config, data__vit_size__max_side=28), tmp_path)
     assert smaller.key != made.key and smaller.source == made.source

@@ -134,7 +134,7 @@ def test_a_section_is_read_from_its_file_and_not_planned_again(tmp_path, monkeyp
     monkeypatch.setattr("inset_jax.data.fill.fill_packs", None)
     plan = Plan([index], CONFIG, folder=tmp_path)
     assert packs(plan, 30) == expected
-    assert isinstance(plan.section(0).rows, np.memmap)
+    assert isinstance(plan.section(0).rows.base, np.memmap)
 
 
 def test_the_hash_names_what_the_packs_depend_on():
