@@ -122,6 +122,11 @@ def parser() -> argparse.ArgumentParser:
     model = flags.add_argument_group("model")
     model.add_argument("--weights", choices=("ema", "params"), default="ema")
     model.add_argument("--dtype", choices=("float32", "bfloat16"), help="CPU: float32")
+    model.add_argument(
+        *("--weights_dtype", "--weights-dtype"),
+        choices=("int8",),
+        help="int8: half the memory, and what it costs in docs/int8.md (default: that of --dtype)",
+    )
     model.add_argument("--tokenizer", default="", metavar="PATH", help="default: the checkpoint's")
 
     devices = flags.add_argument_group("devices")
@@ -155,7 +160,14 @@ def run(args: argparse.Namespace, is_first: bool = True) -> None:
 
     from inset_jax.sample.api import Generator, Options
 
-    generator = Generator.load(args.checkpoint, args.weights, args.dtype, args.tokenizer, mesh)
+    generator = Generator.load(
+        args.checkpoint,
+        args.weights,
+        args.dtype,
+        args.tokenizer,
+        mesh,
+        args.weights_dtype == "int8",
+    )
     options = Options(
         settings=_settings(args, generator, given),
         pictures=args.pictures,

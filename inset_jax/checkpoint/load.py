@@ -12,6 +12,7 @@ import numpy as np
 from inset_jax.checkpoint import bagel, convert, differences, names, tokenizer
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core.config import ModelConfig
+from inset_jax.model import int8
 
 CHECKPOINTS = "checkpoints"  # where a run's work folder keeps them
 EMA, PARAMS = "ema", "params"
@@ -31,6 +32,7 @@ def load_any(
     mesh: jax.sharding.Mesh | None = None,
     weights: str = EMA,
     dtype: str = "float32",
+    is_int8: bool = False,
 ) -> Loaded:
     """Loads a model from a work folder, its checkpoint folder, one step of it, or a BAGEL folder.
 
@@ -40,6 +42,9 @@ def load_any(
       weights: "ema" (where a checkpoint has none, or not of all, the rest are the parameters) or
         "params".
       dtype: of the parameters in memory; `convert.KEEP` for what is stored.
+      is_int8: whether the kernels of the language model's layers become int8 (`model.int8`). Those
+        of a BAGEL folder do so on the host; those of a checkpoint on the devices, one after the
+        other, which hold all of them in `dtype` before.
 
     Raises:
       ValueError: nothing loadable there, or what `convert.load_bagel` or `store.restore` find.
@@ -51,10 +56,41 @@ def load_any(
         config = bagel.config_from_bagel(path)
         leaves = names.flatten(convert.load_bagel(path, config, dtype))
         places = shardings(config, mesh)
-        params = {n: core_mesh.put(leaves.pop(n), places[n]) for n in list(leaves)}
+        params: dict[str, jax.Array] = {}
+        for name in list(leaves):
+            own, where = {name: leaves.pop(name)}, {name: places[name]}
+            if is_int8 and int8.is_kernel(name.removeprefix("model/")):
+                own = _eight_bits(name, own.pop(name))
+                where[int8.scale_path(name)] = _of_scales(places[name])
+            params |= {n: core_mesh.put(leaf, where[n]) for n, leaf in own.items()}
         info = {"kind": "bagel", "path": str(path), "step": None, "weights": weights, "meta": {}}
         return Loaded(config, names.unflatten(params), tokenizer.find(path), info)
-    return _load_step(path, mesh, weights, dtype)
+    loaded = _load_step(path, mesh, weights, dtype)
+    if not is_int8:
+        return loaded
+    leaves = names.flatten(loaded.params)
+    for name in [n for n in leaves if int8.is_kernel(n.removeprefix("model/"))]:
+        leaves |= _eight_bits(name, leaves.pop(name))
+    return loaded._replace(params=names.unflatten(leaves))
+
+
+def _eight_bits(name: str, kernel) -> dict[str, Any]:
+    """Returns what takes the place of a kernel: whole numbers and their scales."""
+    if isinstance(kernel, np.ndarray):
+        values = int8.quantised(kernel)
+    else:
+        where = kernel.sharding, _of_scales(kernel.sharding)
+        values = jax.jit(int8.quantised, out_shardings=where)(kernel)
+        kernel.delete()  # before the next one needs room
+    return dict(zip((name, int8.scale_path(name)), values, strict=True))
+
+
+def _of_scales(kernel: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Returns where the scales [layer, out] of a kernel [layer, in, out] go."""
+    if not isinstance(kernel, jax.sharding.NamedSharding):
+        return kernel
+    layer, _, out = (*kernel.spec, None, None, None)[:3]
+    return kernel.update(spec=jax.sharding.PartitionSpec(layer, out))
 
 
 def read_config(path: str | pathlib.Path) -> ModelConfig:

@@ -16,7 +16,7 @@ from flax import nnx
 from inset_jax.core.batch import NULL_IMAGE, NULL_TEXT, Kept, Pack, Visibility
 from inset_jax.core.config import ComputeConfig, ModelConfig
 from inset_jax.core.mesh import constrain
-from inset_jax.model import bridge, flow, layers
+from inset_jax.model import bridge, flow, int8, layers
 from inset_jax.model.decoder import ACTIVATION, Decoded, Decoder
 from inset_jax.model.layers import Linear, Table
 from inset_jax.model.vit import Vit
@@ -155,15 +155,19 @@ def create(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, Params]:
     return definition, jax.jit(build)()
 
 
-def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
-    """Like `create` with shapes for arrays; allocates nothing."""
-    definition, state = _abstract_state(config)
+def abstract(config: ModelConfig, is_int8: bool = False) -> tuple[nnx.GraphDef, Params]:
+    """Like `create` with shapes for arrays; allocates nothing.
+
+    Args:
+      is_int8: whether the kernels of the language model's layers are int8 (`model.int8`).
+    """
+    definition, state = _abstract_state(config, is_int8)
     return definition, nnx.to_pure_dict(state)
 
 
-def logical_axes(config: ModelConfig) -> dict:
+def logical_axes(config: ModelConfig, is_int8: bool = False) -> dict:
     """The tree of parameters with a tuple of logical names (`core.mesh.RULES`) for each array."""
-    _, state = _abstract_state(config)
+    _, state = _abstract_state(config, is_int8)
 
     def names(path, variable):
         stacked = any(getattr(key, "key", None) == "layers" for key in path)
@@ -179,5 +183,11 @@ def bind(definition: nnx.GraphDef, params: Params) -> Inset:
     return nnx.merge(definition, params)
 
 
-def _abstract_state(config: ModelConfig):
-    return nnx.split(nnx.eval_shape(lambda: Inset(config, nnx.Rngs(0))))
+def _abstract_state(config: ModelConfig, is_int8: bool):
+    def build():
+        model = Inset(config, nnx.Rngs(0))
+        if is_int8:
+            int8.declare(model.llm.layers)
+        return model
+
+    return nnx.split(nnx.eval_shape(build))

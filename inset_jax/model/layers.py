@@ -52,15 +52,18 @@ def by_rows(call: Callable) -> Callable:
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias), kernel [in, out]."""
+    """y = x @ kernel (+ bias), kernel [in, out]; if that is int8, times its scales [out]."""
 
     def __init__(self, shape, logical, rngs: nnx.Rngs, *, bias: bool = True, init=normal):
         self.kernel = parameter(rngs, shape, logical, init)
+        self.kernel_scale = None  # see `model.int8`
         self.bias = parameter(rngs, shape[-1:], logical[-1:], zeros) if bias else None
 
     @by_rows
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(x.dtype)
+        if self.kernel_scale is not None:
+            y = (y * self.kernel_scale[...]).astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

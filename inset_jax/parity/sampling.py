@@ -58,16 +58,23 @@ def next_position(items: tuple[Item, ...], sampler: Sampler) -> int:
 
 def replay_generate(golden: Golden):
     stored, ref = golden.arrays, reference(golden.folder, golden.weights)
-    sampler, ours, requests = sampler_of(ref), {}, {}
-    height, width = stored["image_shape"].tolist()
-    stride = ref.config.latent_stride
-    picture = Picture((height // stride, width // stride), stored["init_noise"])
-    for name in context_names(stored):
-        requests[name] = Request(items_of(name, stored, sampler), (picture,))
-        ours |= _caches(name, requests[name], sampler)
+    sampler, ours = sampler_of(ref), {}
+    requests = requests_of(stored, sampler)
+    for name, request in requests.items():
+        ours |= _caches(name, request, sampler)
     for case, settings in json.loads(stored["cases_json"].tobytes()).items():
         ours |= _case(case, settings, requests[settings["ctx"]], sampler)
     return golden, ours
+
+
+def requests_of(stored, sampler: Sampler) -> dict[str, Request]:
+    """The stored contexts, each with the picture that is drawn from it."""
+    height, width = stored["image_shape"].tolist()
+    stride = sampler.config.latent_stride
+    picture = Picture((height // stride, width // stride), stored["init_noise"])
+    return {
+        name: Request(items_of(name, stored, sampler), (picture,)) for name in context_names(stored)
+    }
 
 
 def _caches(name: str, request: Request, sampler: Sampler) -> dict[str, np.ndarray]:
@@ -90,7 +97,8 @@ def _caches(name: str, request: Request, sampler: Sampler) -> dict[str, np.ndarr
     return ours
 
 
-def _case(case: str, settings: dict, request: Request, sampler: Sampler) -> dict[str, np.ndarray]:
+def asked(settings: dict, request: Request) -> tuple[Request, SampleConfig]:
+    """A stored guidance case over its context's request, in our words."""
     low, high = settings["cfg_interval"]
     acts = low < high  # the reference takes an empty interval, in which guidance never acts
     sample = SampleConfig(
@@ -102,8 +110,14 @@ def _case(case: str, settings: dict, request: Request, sampler: Sampler) -> dict
         shift=settings["timestep_shift"],
     )
     scales = (settings["cfg_text_scale"], settings["cfg_img_scale"])
-    drawn = trace.draw(sampler, request._replace(scales=scales), sample)
-    acts = np.asarray([acts and guidance.acts_at(sample, t) for t in drawn.t])
+    return request._replace(scales=scales), sample
+
+
+def _case(case: str, settings: dict, request: Request, sampler: Sampler) -> dict[str, np.ndarray]:
+    request, sample = asked(settings, request)
+    drawn, scales = trace.draw(sampler, request, sample), request.scales
+    guided = sample.guidance != "none"
+    acts = np.asarray([guided and guidance.acts_at(sample, t) for t in drawn.t])
     return {
         f"{case}/x_t": drawn.state,
         f"{case}/v_t": drawn.velocity,

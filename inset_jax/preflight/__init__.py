@@ -5,6 +5,7 @@ the order of the flow:
 
     chips.py        names of slices, published figures of chips, flags of their runs
     program.py      the step and its arguments on a described slice; their bytes by part
+    sampling.py     likewise what draws a picture: prefill, one evaluation, decoding
     child.py        one compile, in a process of its own
     compiler.py     starts that process, reads what it leaves, ends it early if that is enough
     hlo.py          the compiled program as text: computations, and how often each runs
@@ -13,5 +14,6 @@ the order of the flow:
     estimate.py     seconds of a step, roughly
     settings.py     settings that contradict each other or have no effect
     report.py       all of it as JSON, text and a page
+    drawing.py      the same for sampling
     search.py       other layouts and remat policies, ranked
 """

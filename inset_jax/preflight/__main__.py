@@ -1,10 +1,13 @@
 """What a run will need on a TPU slice, without one: python -m inset_jax.preflight --config=FILE
---slice=NAME [--fast] [--search] [--exact] [--out=DIR] [--config.field=value ...]
+--slice=NAME [--task=sample] [--fast] [--search] [--exact] [--out=DIR] [--config.field=value ...]
 
 Compiles the very step that the run will take, for the chips of the slice (v6e-256, v5p-128,
 tpu7x-128, 2x v5p-128, or v6e:16x16), and reports memory by part against the chip's, operations,
 collectives and what hides them, kernels, and an estimate of the step's time. Saves
 DIR/preflight.json and DIR/preflight.html.
+
+With --task=sample it compiles what draws pictures in place of the step: the prefill of a sentence,
+one evaluation of all branches of the guidance, and the decoding; DIR/sampling.json, sampling.html.
 
 Exit status: 0 it fits; 1 it does not fit, it is not known whether it does (libtpu said nothing of
 its memory), it does not compile, or an argument is wrong.
@@ -21,9 +24,11 @@ from collections.abc import Sequence
 
 OPTIONS = {
     "slice": "v6e-256, v5p-128, tpu7x-128, v5e-64, 2x v5p-128, or chips along each axis: v6e:16x16",
+    "task": "train (default) or sample",
     "out": "folder of the report (default: out/preflight)",
     "limit": "seconds that one compile may take (default: 3600)",
 }
+TASKS = ("train", "sample")
 SWITCHES = {
     "fast": "stop where libtpu has scheduled the program and planned its memory",
     "exact": "refuse a data.packs or mesh.dcn that the slice cannot take, in place of fitting it",
@@ -67,6 +72,11 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
     if not command.options["slice"]:
         raise ValueError("--slice=NAME is missing, for example --slice=v6e-256")
     slice_ = chips.parse(command.options["slice"])
+    task = command.options["task"] or "train"
+    if task not in TASKS:
+        raise ValueError(f"--task={task}: expected {' or '.join(TASKS)}")
+    if task == "sample" and given - {"fast"}:
+        raise ValueError(f"--task=sample has no {' or '.join(sorted(given - {'fast'}))}")
     config, flags = settings.fitted(command.config, command.preset, slice_)
     if "exact" in given and flags:
         raise ValueError(f"{slice_.name}: the run needs {' '.join(flags)}")
@@ -76,6 +86,10 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU at hand is not for this
     out = pathlib.Path(command.options["out"] or "out/preflight")
     limit = _seconds(command.options["limit"])
+    if task == "sample":
+        from inset_jax.preflight import drawing
+
+        return drawing.main(config, slice_, out, "fast" in given, limit)
     if "search" in given:
         from inset_jax.preflight import search
 

@@ -21,20 +21,24 @@ def main(folder: pathlib.Path) -> None:
     from inset_jax.core import overrides
     from inset_jax.core.config import Config
     from inset_jax.kernels.interval_form import block_for
-    from inset_jax.preflight import chips, program
+    from inset_jax.preflight import chips, program, sampling
 
     request = json.loads((folder / "request.json").read_text())
     config = overrides.from_dict(request["config"], Config)
     began = time.perf_counter()
     mesh = meshes.build(config.mesh, chips.described(chips.parse(request["slice"])))
-    built = program.build(config, mesh)
     with jax.set_mesh(mesh):
-        lowered = built.step.lower(built.state, built.batch)
+        if request["program"] == "step":
+            built = program.build(config, mesh)
+        else:
+            built = sampling.build(config, mesh, request["program"])
+        lowered = built.function.lower(*built.arguments)
         block = block_for(config.compute.attention_block or None)
     traced = time.perf_counter() - began
     known = {
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "parts": program.parts(built, config),
+        "parts": {name: program.device_bytes(tree) for name, tree in built.held.items()},
+        "beside": built.beside,
         "unsplit": program.unsplit(built, mesh),
         "stacked": program.stacked(built),
         "parameters": program.parameter_count(config),

@@ -64,11 +64,18 @@ def read(module: hlo.Module, mesh: Mapping[str, int]) -> list[Collective]:
     Args:
       mesh: sizes of its axes; partitions are numbered along the mesh, the last axis fastest.
     """
-    times, products = hlo.runs(module), hlo.products(module)
+    times, products, outer = hlo.runs(module), hlo.products(module), hlo.callers(module)
+    places = {name: _places(module, name, products) for name in times}
+    chains = {name: {place.chain for place in own} - {""} for name, own in places.items()}
     found: list[Collective] = []
     for name, count in times.items():
-        for place in _places(module, name, products):
-            found.append(_collective(place, name, count, mesh))
+        around: set[str] = set()  # chains that began outside of this loop and go on in it
+        caller = outer.get(name)
+        while caller is not None:
+            around |= chains.get(caller, set())
+            caller = outer.get(caller)
+        own = [place for place in places[name] if place.chain not in around]
+        found += [_collective(place, name, count, mesh) for place in own]
     return sorted(found, key=lambda one: -one.sent)
 
 
@@ -106,6 +113,7 @@ class _Place(NamedTuple):
     kind: str
     is_async: bool
     is_hidden: bool
+    chain: str = ""  # of fusions: the same wherever the chain is
 
 
 def _places(module: hlo.Module, name: str, products: set[str]) -> list[_Place]:
@@ -132,10 +140,10 @@ def _places(module: hlo.Module, name: str, products: set[str]) -> list[_Place]:
             chains.setdefault(_chain(held), []).append((place, held))
         elif held:
             result.append(_Place(held, _fused_kind(line, held), False, False))
-    for links in chains.values():
+    for chain, links in chains.items():
         (first, held), (last, _) = links[0], links[-1]
         hidden = last > first and any(works[first : last + 1])
-        result.append(_Place(held, held.opcode, last > first, hidden))
+        result.append(_Place(held, held.opcode, last > first, hidden, chain))
     # what ends in another computation
     result += [_Place(of, _kind(of), True, False) for _, of in started.values()]
     return result
@@ -164,7 +172,7 @@ def _is_chain(module: hlo.Module, line: hlo.Instruction) -> bool:
 def _chain(line: hlo.Instruction) -> str:
     """What the parts of one chain share; inside shard_map, channels of several may be equal."""
     found = CHAIN.search(line.rest) or CHANNEL.search(line.rest)
-    return found[0] if found else line.name
+    return f"{found[0]} {line.shape.partition('{')[0]}" if found else line.name
 
 
 def _fused_kind(line: hlo.Instruction, held: hlo.Instruction) -> str:

@@ -37,7 +37,7 @@ LARGEST = 12  # rows of the compiler's report that are kept
 class Found(NamedTuple):
     """What a compile left behind."""
 
-    known: dict  # of child.py: mesh, bytes by part, kernels
+    known: dict  # of child.py: mesh, bytes by part (those `beside` are no arguments), kernels
     memory: dict[str, int]  # of the finished compile; {} else
     heap: int | None  # bytes that the compiler planned for temporaries in the main memory
     required: int | None  # of the finished program: temporaries, code, scratch; not the arguments
@@ -50,15 +50,24 @@ class Found(NamedTuple):
 
 
 def run(
-    config: Config, slice_: Slice, folder: pathlib.Path, fast: bool = False, limit: float = 3600
+    config: Config,
+    slice_: Slice,
+    folder: pathlib.Path,
+    fast: bool = False,
+    limit: float = 3600,
+    program: str = "step",
 ) -> Found:
-    """Compiles the step of `config` for `slice_`, with scratch files in an empty `folder`.
+    """Compiles a program of `config` for `slice_`, with scratch files in an empty `folder`.
+
+    Args:
+      program: "step" of training, or one of `sampling.PROGRAMS`.
 
     Raises:
       ValueError: the step cannot be built or compiled, for another reason than memory; or it took
         more than `limit` seconds.
     """
-    request = {"config": overrides.to_dict(config), "slice": slice_.name}
+    config = overrides.to_dict(config)
+    request = {"config": config, "slice": slice_.name, "program": program}
     (folder / "request.json").write_text(json.dumps(request))
     dump = folder / "dump"
     dump.mkdir()
@@ -132,7 +141,7 @@ def _read(folder: pathlib.Path, early: str, status: int, seconds: float) -> Foun
         said = words[-1] if words else log[-2000:]
         if sizes:
             said += f" (temporaries of {int(sizes[-1]) / GIB:.2f} GiB a device had been planned)"
-        raise ValueError(f"the step does not compile (status {status}): {said}")
+        raise ValueError(f"it does not compile (status {status}): {said}")
     times = {"all": seconds}
     if known:
         times["trace"] = known["trace_seconds"]

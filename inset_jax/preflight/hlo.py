@@ -113,13 +113,25 @@ def runs(module: Module) -> dict[str, int]:
         for line in module.computations.get(name, []):
             if line.opcode == "while":
                 body, condition = attribute(line, "body"), attribute(line, "condition")
-                visit(body, count * trips(module, condition))
+                step = _step(module, condition, body)
+                visit(body, count * -(-trips(module, condition) // step))
             elif line.opcode in ("call", "conditional"):
                 for called in _called(line):
                     visit(called, count)
 
     visit(module.entry, 1)
     return times
+
+
+def callers(module: Module) -> dict[str, str]:
+    """Returns, of each computation that a loop, call or branch runs, the one that holds it."""
+    return {
+        called: name
+        for name, lines in module.computations.items()
+        for line in lines
+        if line.opcode in ("while", "call", "conditional")
+        for called in _called(line)
+    }
 
 
 def trips(module: Module, condition: str) -> int:
@@ -131,6 +143,23 @@ def trips(module: Module, condition: str) -> int:
         for name in _called(line):
             found.append(trips(module, name))
     return max(found, default=1)
+
+
+def _step(module: Module, condition: str, body: str) -> int:
+    """What a loop's body adds to the counter that its condition reads; 1 if that is not plain."""
+    read = [line for line in module.computations.get(condition, []) if "index=" in line.rest]
+    lines = module.computations.get(body, [])
+    results = operands(lines[-1]) if lines and lines[-1].opcode == "tuple" else []
+    by_name = {line.name: line for line in lines}
+    for line in read:
+        place = int(re.findall(r"index=(\d+)", line.rest)[0])
+        after = by_name.get(results[place]) if place < len(results) else None
+        if after is None or after.opcode != "add":
+            continue
+        for name in operands(after):
+            if name in by_name and by_name[name].opcode == "constant":
+                return max(int(re.findall(r"^(\d+)\)", by_name[name].rest)[0]), 1)
+    return 1
 
 
 def products(module: Module) -> set[str]:

@@ -19,19 +19,31 @@ Tree = dict[str, Any]
 
 
 class Program(NamedTuple):
-    """A jitted step and what it is called with: trees of shapes, each with its sharding."""
+    """A jitted function and what it is called with: trees of shapes, each with its sharding."""
 
-    step: Any  # the jitted function
-    state: Tree
-    coder: Tree  # parameters of the autoencoder, which lie beside the state
-    batch: Pack
+    function: Any
+    arguments: tuple
+    held: dict[str, Any]  # part of the memory -> tree: what lies on the devices while it runs
+    beside: tuple[str, ...]  # those parts of `held` that are no arguments
+    state: Tree  # {"params": tree of the model, ...}, what the mesh should split
 
 
 def build(config: Config, mesh: Mesh) -> Program:
     """Returns the very step of `train.loop`, with the shardings of `train.start`."""
     start.check_mesh(config, mesh)
     state, coder = start.wanted(config, mesh)
-    return Program(start.jitted(config, state, mesh), state, coder, batch(config, mesh))
+    packs = batch(config, mesh)
+    trained, frozen = optim.split(state["params"], config.optimizer.frozen)
+    held = {
+        "parameters, trained": trained,
+        "parameters, frozen": frozen,
+        "optimizer state": state["opt_state"],
+        "average (EMA)": state["ema"],
+        "batch": packs,
+        "autoencoder": coder,  # encodes targets between steps
+    }
+    step = start.jitted(config, state, mesh)
+    return Program(step, (state, packs), held, ("autoencoder",), state)
 
 
 def batch(config: Config, mesh: Mesh) -> Pack:
@@ -50,19 +62,6 @@ def batch(config: Config, mesh: Mesh) -> Pack:
         )
 
     return jax.tree.map(shaped, one)
-
-
-def parts(program: Program, config: Config) -> dict[str, int]:
-    """Returns what lies on one device between two steps, in bytes: the arguments of the step."""
-    trained, frozen = optim.split(program.state["params"], config.optimizer.frozen)
-    return {
-        "parameters, trained": device_bytes(trained),
-        "parameters, frozen": device_bytes(frozen),
-        "optimizer state": device_bytes(program.state["opt_state"]),
-        "average (EMA)": device_bytes(program.state["ema"]),
-        "batch": device_bytes(program.batch),
-        "autoencoder": device_bytes(program.coder),
-    }
 
 
 def unsplit(program: Program, mesh: Mesh, least: int = 16 << 20) -> list[dict]:

@@ -54,11 +54,12 @@ def memory(slice_: Slice, found: Found) -> dict:
     """Returns bytes on a device by part, what they come to, and what is left of the HBM.
 
     What is needed is the arguments, the plan of the temporaries and the program itself, which the
-    compiler holds against the HBM, and the autoencoder, which lies beside the step. Without a plan
+    compiler holds against the HBM, and what lies beside (the autoencoder). Without a plan
     ("fits" is then None) it is not known what is needed: `needed` holds what could be counted.
     """
     parts = dict(found.known["parts"])
-    arguments = sum(size for name, size in parts.items() if name != "autoencoder")
+    beside = found.known["beside"]
+    arguments = sum(size for name, size in parts.items() if name not in beside)
     padding = 0
     if found.finished:
         padding = max(found.memory["argument_size"] - arguments, 0)
@@ -101,17 +102,22 @@ def _lines(report: dict) -> Iterator[str]:
     )
     for head, table in tables(report).items():
         yield f"\n{head}"
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        for row in table:
-            yield "  " + "  ".join(
-                cell.ljust(width) if not column else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
+        yield from (f"  {line}" for line in aligned(table))
     for head, lines in notes(report).items():
         yield f"\n{head}"
         yield from (f"  {line}" for line in lines)
     yield ""
     yield verdict(report)
+
+
+def aligned(table: list[list[str]]) -> Iterator[str]:
+    """Yields the lines of a table, the first column to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        yield "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
 
 
 def verdict(report: dict) -> str:

@@ -89,11 +89,6 @@ def _losses(config: Config) -> Iterator[str]:
 
 def _run(config: Config) -> Iterator[str]:
     run, data = config.run, config.data
-    if run.sample_every and run.sample_every <= run.steps:
-        yield (
-            f"run.sample_every={run.sample_every}: a run of several processes draws no pictures; "
-            "inset_jax.generate draws from its checkpoints"
-        )
     if data.validation == () and run.validate_every <= run.steps:
         yield "run.validate_every has no effect: data.validation names no records"
     if not run.init_from:

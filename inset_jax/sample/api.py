@@ -95,6 +95,7 @@ class Generator:
         dtype: str | None = None,
         tokenizer: str = "",
         mesh: MeshConfig | None = None,
+        is_int8: bool = False,
     ) -> Generator:
         """Loads a training run's folder, one of its checkpoints, or a BAGEL-format folder.
 
@@ -106,6 +107,7 @@ class Generator:
           mesh: how all devices, if there are several, share weights and work. Weights are split
             over "fsdp" and "tensor"; sentences are dealt to the packs, "dcn" x "fsdp" of them, and
             "context" and "tensor" split the work of each. None: all devices along "fsdp".
+          is_int8: whether the kernels of the language model's layers are held as int8.
 
         Raises:
           ValueError: nothing loadable there, a damaged or another model's file, no tokenizer.
@@ -116,7 +118,7 @@ class Generator:
         is_half = compute.dtype == "bfloat16"
         # BAGEL's files hold the language model in bfloat16 and the autoencoder in float32
         kept = convert.KEEP if bagel.is_bagel(path) else "bfloat16"
-        loaded = load.load_any(path, built, weights, kept if is_half else "float32")
+        loaded = load.load_any(path, built, weights, kept if is_half else "float32", is_int8)
         config = dataclasses.replace(
             run_config(loaded.info["meta"], loaded.config), compute=compute
         )

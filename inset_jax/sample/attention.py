@@ -18,7 +18,7 @@ from flax import nnx
 from inset_jax.core.batch import Kept
 from inset_jax.core.config import ComputeConfig, ModelConfig
 from inset_jax.data.layout import GEN, Item, layout
-from inset_jax.model import inset, layers
+from inset_jax.model import inset, int8, layers
 from inset_jax.sample.cache import bucket
 from inset_jax.sample.plan import Request, Step, plan
 from inset_jax.sample.sampler import Sampler, embed
@@ -59,7 +59,7 @@ def attended(sampler: Sampler, request: Request, state: np.ndarray, t: float) ->
     latents = np.zeros_like(laid.state)
     latents[0, : len(state)] = state
     arrays = jax.device_put(laid.plain)
-    found = _program(config, sampler.compute)(
+    found = _program(config, sampler.compute, int8.is_shrunk(sampler.params["model"]))(
         sampler.params["model"], sampler.keep(laid.still), arrays, latents, np.float32(t)
     )
     items = list(request.items) + ([request.plan] if request.plan is not None else [])
@@ -116,8 +116,8 @@ def weights(
 
 
 @functools.cache
-def _program(config: ModelConfig, compute: ComputeConfig):
-    definition, _ = inset.abstract(config)
+def _program(config: ModelConfig, compute: ComputeConfig, is_int8: bool):
+    definition, _ = inset.abstract(config, is_int8)
 
     def run(params, kept, arrays, state, t):
         return weights(inset.bind(definition, params), kept, arrays, state, t, compute)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from PIL import Image
 
 from inset_jax.core.config import Config
@@ -47,10 +48,11 @@ def preview(
 
 
 def during_training(config: Config, params: dict[str, Any], step: int, folder: Path) -> list[Path]:
-    """Draws the first sentences of the held-out records (or of the training ones).
+    """Draws the first sentences of the held-out records (or of the training ones), on the mesh that
+    is set; all processes of a run call it together, the first one writes.
 
     Returns:
-      the files it wrote: one grid, `<folder>/<step>.png`.
+      the files: one grid, `<folder>/<step>.png`.
 
     Raises:
       ValueError: no records, no tokenizer, or none of the records has a picture to draw.
@@ -66,7 +68,9 @@ def during_training(config: Config, params: dict[str, Any], step: int, folder: P
     file = config.data.tokenizer or config.run.init_from
     tokenizer = texts.load(file, config.model.tokens, config.model.llm.vocab_size)
     path = Path(folder) / f"{step:08d}.png"
-    preview(params, config, tokenizer, prompts, targets).save(path)
+    page = preview(params, config, tokenizer, prompts, targets)
+    if jax.process_index() == 0:
+        page.save(path)
     return [path]
 
 

@@ -20,7 +20,7 @@ from inset_jax.core.batch import Kept, Pack
 from inset_jax.core.config import ComputeConfig, ModelConfig, SampleConfig
 from inset_jax.core.mesh import by_pack, constrain, fetch, ways
 from inset_jax.data.layout import Item
-from inset_jax.model import flow, inset, vae
+from inset_jax.model import flow, inset, int8, vae
 from inset_jax.sample import cache, guidance, write
 from inset_jax.sample.guidance import Scales
 from inset_jax.sample.plan import Request, Step, plan
@@ -74,9 +74,9 @@ class Programs(NamedTuple):
 
 
 @functools.cache
-def programs(config: ModelConfig, compute: ComputeConfig) -> Programs:
-    """Compiled once for each pair, whoever asks."""
-    definition, _ = inset.abstract(config)
+def programs(config: ModelConfig, compute: ComputeConfig, is_int8: bool = False) -> Programs:
+    """Compiled once for equal arguments, whoever asks."""
+    definition, _ = inset.abstract(config, is_int8)
     vae_definition, _ = vae.abstract(config.vae)
     patch = config.latents.patch
 
@@ -159,11 +159,11 @@ class Sampler:
     """A model that draws. Works under whatever mesh is set (`jax.set_mesh`), or on one device."""
 
     def __init__(self, config: ModelConfig, params: dict[str, Any], compute: ComputeConfig):
-        """`params` is {"model": tree, "vae": tree}, as checkpoints hold them."""
+        """`params` is {"model": tree, "vae": tree}, as checkpoints hold them, or `int8.shrink`."""
         self.config = config
         self.params = params
         self.compute = compute
-        self.programs = programs(config, compute)
+        self.programs = programs(config, compute, int8.is_shrunk(params["model"]))
 
     def encode(self, image: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """A picture's clean latents: float32 [rows * columns, L].

@@ -13,9 +13,9 @@ import numpy as np
 from inset_jax.core.batch import Kept
 from inset_jax.core.config import SampleConfig
 from inset_jax.data.layout import Item
-from inset_jax.sample import cache
-from inset_jax.sample.plan import Request
-from inset_jax.sample.sampler import Sampler
+from inset_jax.sample import cache, guidance
+from inset_jax.sample.plan import Request, plan
+from inset_jax.sample.sampler import Now, Sampler
 
 
 class Trace(NamedTuple):
@@ -68,6 +68,30 @@ def draw(sampler: Sampler, request: Request, settings: SampleConfig) -> Trace:
         latent,
         sampler.decode(latent, picture.size),
     )
+
+
+def velocities(
+    sampler: Sampler, request: Request, settings: SampleConfig, drawn: Trace
+) -> np.ndarray:
+    """What a model predicts where the drawing of another one passes.
+
+    Args:
+      drawn: the other's drawing of the same request with the same settings.
+
+    Returns:
+      float32 [evaluation, tokens, L], after guidance.
+    """
+    laid = plan([request], settings.guidance, sampler.config)
+    kept, rows = sampler.keep(laid.still), drawn.state.shape[1]
+    found = []
+    for t, state in zip(drawn.t, drawn.state, strict=True):
+        arrays = laid.guided if guidance.acts_at(settings, t) else laid.plain
+        padded = np.zeros_like(laid.state)
+        padded[0, :rows] = state
+        now = Now(t, np.float32(0), np.float32(settings.renorm_min))
+        model = sampler.params["model"]
+        found.append(sampler.programs.step(model, kept, arrays, padded, now, settings.renorm)[1])
+    return np.stack([np.asarray(v)[0, :rows] for v in found])
 
 
 def write(sampler: Sampler, items: Sequence[Item], steps: int) -> Words:

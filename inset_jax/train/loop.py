@@ -38,7 +38,8 @@ from inset_jax.train import curves, faults, metrics, optim, start, step
 from inset_jax.train.latents import LatentWriter
 from inset_jax.train.signals import Agreement, Signals
 
-# config, {"model", "vae"}, step, folder -> the pictures it wrote there
+# config, {"model", "vae"}, step, folder -> the pictures there; every process calls it, the first
+# one writes
 Preview = Callable[[Config, dict[str, Any], int, pathlib.Path], Sequence[pathlib.Path]]
 
 NAMED = 20  # record ids in the message about a loss that is not finite; the file has all
@@ -104,11 +105,7 @@ class _Run:
 
     def __init__(self, config: Config, workdir, mesh, saver: store.Store, preview: Preview | None):
         self.config, self.workdir, self.mesh, self.saver = config, workdir, mesh, saver
-        self.preview = preview if jax.process_count() == 1 else None
-        if preview and not self.preview:
-            print(
-                "no pictures are drawn during a run of several processes: inset_jax.generate does"
-            )
+        self.preview = preview
         self.share = meshes.share(mesh, config.data.packs)
         self.training: Loader | None = None  # each is opened when it is first asked for
         self.validation: Loader | None = None
@@ -354,7 +351,7 @@ class _Run:
         except (ValueError, OSError) as error:
             print(f"step {number}: no picture: {error}")
             return
-        for path in paths:
+        for path in paths if self.writer is not None else ():
             with curves.Image.open(path) as picture:
                 self.writer.picture(number, path.stem, np.asarray(picture.convert("RGB")))
         print(f"step {number}: drew {', '.join(str(path) for path in paths)}", flush=True)

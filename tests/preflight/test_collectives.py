@@ -11,6 +11,23 @@ MESH = {"dcn": 1, "fsdp": 2, "context": 1, "tensor": 2}
 WEIGHTS, GRADIENT, STACK = 1024 * 64 * 2, 1024 * 64 * 2, 28 * 512 * 64 * 4  # bytes
 
 
+# a product taken apart over 4 devices, two parts a round, while a gather of its layer goes on
+WINDOWED = (pathlib.Path(__file__).parent / "windowed.hlo").read_text()
+
+
+def test_a_loop_whose_counter_goes_by_two_runs_half_as_often():
+    assert hlo.runs(hlo.parse(WINDOWED)) == {"main": 1, "round": 2}
+
+
+def test_a_chain_that_goes_on_inside_a_loop_is_one_gather():
+    found = {c.kind: c for c in collectives.read(hlo.parse(WINDOWED), MESH)}
+    assert len(found) == 2
+    gather = found["all-gather"]
+    assert (gather.times, gather.computation, gather.is_hidden) == (1, "main", True)
+    assert gather.sent == 256 * 64 * 2 * 3 / 4
+    assert found["collective-permute"].sent == 2 * 64 * 64 * 2
+
+
 @pytest.fixture(scope="module")
 def found():
     return {c.shape: c for c in collectives.read(hlo.parse(TEXT), MESH)}

@@ -30,6 +30,7 @@ def made_up(heap, refused=None):
     known = {
         "mesh": {"dcn": 1, "fsdp": 2, "context": 1, "tensor": 2},
         "parts": {"parameters, trained": GIB, "optimizer state": 2 * GIB, "autoencoder": GIB // 4},
+        "beside": ["autoencoder"],
         "unsplit": [{"array": "ema/vit/k", "shape": [3, 5], "bytes": GIB, "excess": GIB // 2}],
         "stacked": [[28, 512, 64]],
         "parameters": 1000,
