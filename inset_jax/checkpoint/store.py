@@ -29,6 +29,7 @@ from inset_jax.core.config import ModelConfig
 FORMAT = 1  # of this layout, stored in meta
 ITEMS = ("params", "ema", "opt_state")
 META = "meta"
+HELD_OUT = "held_out"  # of meta: the loss on held-out data, where it was measured at this step
 CHUNK_BYTES = 1 << 26  # largest piece that is written or read at once
 
 Tree = Any
@@ -37,17 +38,20 @@ Tree = Any
 class Store:
     """The writer of one run's checkpoints. A context manager; every process of the run has one."""
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3):
+    def __init__(self, directory: str | os.PathLike, keep: int = 3, keep_best: bool = False):
         """Opens or creates the folder and removes what interrupted saves have left.
 
         Args:
           directory: a local path or anything TensorStore writes to.
           keep: newest checkpoints that stay.
+          keep_best: whether the one of the lowest held-out loss (HELD_OUT in its meta) stays too.
         """
         self.directory = epath.Path(directory)
         self._saving: tuple[int, tuple[str, ...]] | None = None  # step, its items
+        self._kept = _Kept(keep)
+        self._keep_best = keep_best
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
@@ -60,6 +64,7 @@ class Store:
             )
         except OSError as error:
             raise ValueError(f"{directory}: cannot hold checkpoints: {error}") from error
+        self._find_best()
 
     def __enter__(self) -> Store:
         return self
@@ -74,7 +79,8 @@ class Store:
           step: number of updates done.
           state: trees of arrays by item, some of ITEMS, of any pytree classes. An entry "step" must
             equal `step`.
-          meta: what JSON can hold; `config` (of the model) is what `load_any` needs.
+          meta: what JSON can hold; `config` (of the model) is what `load_any` needs. HELD_OUT, the
+            held-out loss of this step, may be there.
 
         Returns:
           False when this very step is already saved.
@@ -98,6 +104,8 @@ class Store:
         items = tuple(item for item, tree in trees.items() if tree)  # an empty tree has no files
         meta = {**meta, "format": FORMAT, "step": step, "items": items, "tools": versions()}
         self._saving = step, (*items, META)
+        if HELD_OUT in meta and self.is_best(meta[HELD_OUT]):
+            self._kept.best = step, meta[HELD_OUT]
         try:
             self._manager.save(
                 step,
@@ -110,6 +118,10 @@ class Store:
         except (OSError, ValueError) as error:
             self._fail(error)
         return True
+
+    def is_best(self, held_out: float) -> bool:
+        """Whether this held-out loss is lower than those of all checkpoints, and they are kept."""
+        return self._keep_best and (self._kept.best is None or held_out < self._kept.best[1])
 
     def wait(self) -> None:
         """Waits until the save in progress is committed.
@@ -137,17 +149,42 @@ class Store:
             if folder.name.partition(".")[0] == str(step):
                 digest.write(folder, items)
 
+    def _find_best(self) -> None:
+        """Reads which checkpoint has the lowest held-out loss; a damaged meta has none."""
+        self._kept.best = None
+        for step in steps(self.directory) if self._keep_best else ():
+            try:
+                held_out = read_meta(self.directory, step).get(HELD_OUT)
+            except ValueError:
+                continue
+            if held_out is not None and self.is_best(held_out):
+                self._kept.best = step, held_out
+
     def _fail(self, error: Exception) -> None:
         step, _ = self._saving
         self._saving = None
         for folder in self.directory.glob(f"{step}.*tmp*"):
             folder.rmtree(missing_ok=True)  # gives the room back
         self._manager.reload()
+        self._find_best()
         rest = steps(self.directory)
         intact = f"step {rest[-1]} is intact" if rest else "there is no earlier checkpoint"
         raise ValueError(
             f"{self.directory}: step {step} could not be saved ({errors.reason(error)}); {intact}"
         ) from error
+
+
+class _Kept:
+    """Which checkpoints stay; called by Orbax (its PreservationPolicy) before it removes others."""
+
+    def __init__(self, newest: int):
+        self.newest = newest
+        self.best: tuple[int, float] | None = None  # step, held-out loss
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        best = self.best[0] if self.best else None
+        first = len(checkpoints) - self.newest
+        return [n >= first or one.step == best for n, one in enumerate(checkpoints)]
 
 
 def steps(directory: str | os.PathLike) -> list[int]:

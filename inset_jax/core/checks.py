@@ -25,6 +25,8 @@ CHOICES = {
     "data.on_bad_record": ("stop", "replace"),
     "optimizer.name": ("adamw", "muon"),
     "optimizer.schedule": ("constant", "cosine"),
+    "run.on_bad_step": ("stop", "skip"),
+    "run.on_damaged_checkpoint": ("stop", "previous"),
     "sample.guidance": ("inset", "bagel", "none"),
     "sample.renorm": ("none", "global", "channel", "text_channel"),
 }
@@ -55,7 +57,9 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (0, None, "loss", "cross_entropy_weight flow_weight"),
     (1e-6, None, "loss", "timestep_shift"),
     (0, None, "run", "steps seed validate_every sample_every"),
-    (1, None, "run", "log_every save_every keep validation_packs"),
+    (1, None, "run", "log_every save_every keep validation_packs max_bad_steps spike_window"),
+    (0, None, "run", "save_minutes spike watchdog_minutes"),
+    (1, None, "run", "profile_steps"),
     (2, None, "sample", "num_timesteps"),
     (1e-6, None, "sample", "shift"),
     (0, 1, "sample", "interval renorm_min"),
@@ -302,8 +306,30 @@ def _training(config: Config) -> Iterator[str]:
             f"run.autoencoder={run.autoencoder!r} is for a start from random weights, and "
             f"run.init_from={run.init_from!r} brings an autoencoder: leave one empty"
         )
+    yield from _watching(config)
     if config.sample.interval[0] > config.sample.interval[1]:
         yield f"sample.interval={config.sample.interval}: the first number is the lower end"
+
+
+def _watching(config: Config) -> Iterator[str]:
+    run = config.run
+    if run.profile_steps and (
+        len(run.profile_steps) != 2 or sorted(run.profile_steps) != list(run.profile_steps)
+    ):
+        yield (
+            f"run.profile_steps={run.profile_steps}: give the first and the last step of the trace,"
+            " or () for none"
+        )
+    if 0 < run.spike <= 1:
+        yield (
+            f"run.spike={run.spike}: half of all gradient norms are above their median; give a "
+            "number well above 1, or 0 for no guard"
+        )
+    if run.keep_best and not (config.data.validation and run.validate_every):
+        yield (
+            "run.keep_best=True needs a held-out loss: name folders in data.validation and set "
+            "run.validate_every, or set it to False"
+        )
 
 
 def _mesh(config: Config) -> Iterator[str]:

@@ -236,6 +236,16 @@ class RunConfig:
     sample_every: int = 1000  # 0 draws no pictures during training
     init_from: str = ""  # a BAGEL-format folder or a checkpoint to start from; "" means random
     autoencoder: str = ""  # an ae.safetensors for a start from random weights; "": random too
+    save_minutes: float = 0.0  # a checkpoint also after so much wall time; 0: by steps alone
+    keep_best: bool = False  # a held-out loss lower than all before is saved, and stays
+    on_damaged_checkpoint: str = "stop"  # or "previous": the newest that is whole is used
+    on_bad_step: str = "stop"  # or "skip"; a step that is not finite, or a spike, updates nothing
+    max_bad_steps: int = 10  # in a row; the run then stops
+    spike: float = 0.0  # gradient norm, in medians of recent ones, that make a bad step; 0: none do
+    spike_window: int = 100  # good steps whose norms are the recent ones
+    watchdog_minutes: float = 30.0  # without a step, until all stacks are written; 0: never
+    profile_steps: tuple[int, ...] = ()  # first and last step of a trace; (): none
+    wandb_project: str = ""  # of Weights & Biases, which then has to be installed
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Sequence
 
 from inset_jax.core import checks, overrides, processes
+from inset_jax.train.stopwatch import Stopwatch
 
 OPTIONS = {
     "workdir": "folder of the run: checkpoints, metrics, pictures; made if it is not there",
@@ -61,6 +62,7 @@ def help_text() -> str:
 
 
 def _train(argv: Sequence[str]) -> int:
+    watch = Stopwatch()
     command = overrides.parse(argv, OPTIONS)
     config = command.config
     if not command.options["workdir"]:
@@ -77,10 +79,10 @@ def _train(argv: Sequence[str]) -> int:
     where = processes.place(command.options, os.environ)
     group = processes.join(where, _seconds(command.options["lost_after"]))
     if group is None:
-        return _run(command, workdir, preview)
+        return _run(command, workdir, preview, watch)
     try:
         with _quiet(group.index > 0):
-            status = _run(command, workdir, preview, group.index)
+            status = _run(command, workdir, preview, watch, group.index)
     except Exception as error:
         if not isinstance(error, ValueError | OSError):
             traceback.print_exc()
@@ -91,7 +93,9 @@ def _train(argv: Sequence[str]) -> int:
     return status
 
 
-def _run(command: overrides.Command, workdir: pathlib.Path, preview, index: int = 0) -> int:
+def _run(
+    command: overrides.Command, workdir: pathlib.Path, preview, watch: Stopwatch, index: int = 0
+) -> int:
     """What a process does that is by itself, or one of several that have come together."""
     config = command.config
     changes = overrides.diff(config, command.preset)
@@ -104,7 +108,7 @@ def _run(command: overrides.Command, workdir: pathlib.Path, preview, index: int 
     _say_failures_once()
     from inset_jax.train import loop  # late: JAX takes a second to import
 
-    outcome = loop.run(config, workdir, preview)
+    outcome = loop.run(config, workdir, preview, watch)
     return 128 + outcome.signal if outcome.signal else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import time
@@ -15,13 +16,14 @@ EVENTS = "tensorboard"
 
 
 class Writer:
-    """Appends metrics to `metrics.jsonl` and TensorBoard's event files.
+    """Appends metrics to `metrics.jsonl`, TensorBoard's event files, and a service if there is one.
 
     A run that goes on from step N first drops what an earlier process wrote after N, so that the
     file reads as if the run had never been interrupted.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int):
+    def __init__(self, folder: pathlib.Path, step: int, service=None):
+        """service: with `write`, `picture` and `close` as `remote.WandB` has them."""
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,60 +31,63 @@ class Writer:
         drop_after(self._path, step)
         self._lines = open(self._path, "a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
+        self._service = service
 
     def write(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """Records finite numbers of one step; `phase` is "train" or "validation".
+        """Records what is finite of the numbers of one step.
+
+        Args:
+          phase: "train", "validation" or "start".
 
         Raises:
           OSError: the file cannot grow; it is named.
         """
-        values = {name: float(value) for name, value in values.items()}
+        values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         try:
             self._lines.write(json.dumps({"step": step, "phase": phase, **values}) + "\n")
             self._lines.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        for name, value in values.items():
-            self._events.add_scalar(f"{phase}/{name}", value, step)
+        named = {f"{phase}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._events.add_scalar(name, value, step)
+        if self._service:
+            self._service.write(step, named)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Adds an RGB picture, uint8 [H, W, 3], to the event files."""
         self._events.add_image(name, pixels, step, dataformats="HWC")
+        if self._service:
+            self._service.picture(step, name, pixels)
 
     def close(self) -> None:
         self._lines.close()
         self._events.close()
+        if self._service:
+            self._service.close()
 
 
 class Clock:
-    """Rates since the last line and the time left."""
+    """Steps a second since the last line, and the time left."""
 
     def __init__(self, step: int):
         self._step, self._time = step, time.monotonic()
-        self._tokens = 0
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
 
     def restart(self, step: int) -> None:
         """Starts the count anew, so that what just happened is in nobody's rate."""
         self.__init__(step)
 
     def read(self, step: int, steps: int) -> dict[str, float]:
-        """Returns steps and tokens a second since the last reading, and the seconds left.
+        """Returns steps a second since the last reading, and the seconds left.
 
         Nothing, where no step has passed since then.
         """
         seconds = max(time.monotonic() - self._time, 1e-9)
-        done, tokens = step - self._step, self._tokens
+        done = step - self._step
         self.restart(step)
         if done <= 0:
             return {}
-        return {
-            "steps_per_second": done / seconds,
-            "tokens_per_second": tokens / seconds,
-            "seconds_left": (steps - step) * seconds / done,
-        }
+        return {"steps_per_second": done / seconds, "seconds_left": (steps - step) * seconds / done}
 
 
 def read(folder: pathlib.Path) -> list[dict]:
@@ -100,10 +105,12 @@ def progress_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     )
     if "seconds_left" not in values:
         return line
-    return (
-        f"{line}  {values['steps_per_second']:.2f} steps/s  "
-        f"{values['tokens_per_second']:,.0f} tokens/s  left {spell(values['seconds_left'])}"
+    line += (
+        f"  {values['steps_per_second']:.2f} steps/s  {values['tokens_per_second']:,.0f} tokens/s"
     )
+    if "mfu" in values:
+        line += f"  MFU {values['mfu']:.1%}"
+    return f"{line}  left {spell(values['seconds_left'])}"
 
 
 def spell(seconds: float) -> str:
@@ -156,6 +163,11 @@ class KindSums:
             if entropy_weight > 0:
                 told[f"cross_entropy{suffix}"] = float(entropy / entropy_weight)
         return told
+
+
+def rows_of(by_example, rows: Sequence[int]) -> tuple:
+    """Returns of each array [P, E] of a global batch the packs whose examples a process knows."""
+    return tuple(np.asarray(part)[list(rows)] for part in by_example)
 
 
 def by_time(flow, weight) -> dict[str, float]:

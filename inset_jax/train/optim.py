@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from inset_jax.core.batch import STREAMS
 from inset_jax.core.config import OptimizerConfig
 from inset_jax.model.inset import FROZEN
 
@@ -28,6 +29,7 @@ Tree = dict[str, Any]
 
 MUON_MOMENTUM = 0.95  # of the orthogonalised momentum; beta1 and beta2 belong to AdamW
 MUON_RMS = 0.2  # root mean square of Muon's update at learning rate 1: that of a typical AdamW step
+PARTS = (*STREAMS, "vit", "rest")  # of the model, for gradient norms
 CLIP_GUARD = 1e-6  # added to the norm before dividing, as PyTorch's clip_grad_norm_ does
 
 
@@ -132,6 +134,20 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
 def average(ema: Tree, trained: Tree, decay: float) -> Tree:
     """One step of the exponential moving average: decay * ema + (1 - decay) * trained."""
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, trained)
+
+
+def norms(grads: Tree) -> dict[str, jax.Array]:
+    """Returns the norm of the gradients of each part that trains: und, gen, vit, rest.
+
+    und and gen are the experts with their last norms; the language model's tables, the connector
+    and what carries latents in and out are the rest.
+    """
+    flat = flatten_dict(grads)
+    part = lambda path: (
+        "vit" if path[0] == "vit" else next((p for p in path if p in STREAMS), "rest")
+    )
+    inside = {name: [g for path, g in flat.items() if part(path) == name] for name in PARTS}
+    return {name: optax.tree.norm(leaves) for name, leaves in inside.items() if leaves}
 
 
 def state_logical(logical: Tree, config: OptimizerConfig) -> Tree:

@@ -1,13 +1,14 @@
 """Where a run begins: the state on the mesh, from random weights, other weights or a checkpoint.
 
-The state is {"params", "ema", "opt_state", "step"} of the model without the autoencoder, whose
-parameters stand apart because they do not train.
+The state is {"params", "ema", "opt_state", "guard", "step"} of the model without the autoencoder,
+whose parameters stand apart because they do not train.
 """
 
 from __future__ import annotations
 
 import math
 import pathlib
+import socket
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,11 @@ from jax.sharding import Mesh
 
 from inset_jax.checkpoint import bagel, convert, differences, load, provenance, store
 from inset_jax.core import mesh as meshes
+from inset_jax.core import processes
 from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
 from inset_jax.model import inset, vae
-from inset_jax.train import step
+from inset_jax.train import guard, step
 
 Tree = dict[str, Any]
 
@@ -31,6 +33,7 @@ class Begun(NamedTuple):
     vae: Tree  # parameters of the autoencoder
     origin: str  # one line: where the weights are from
     provenance: list[dict]  # the same for the checkpoints' meta, with everything before it
+    useful: float = 0.0  # seconds of the steps that it holds, see `goodput`
 
 
 def wanted(config: Config, mesh: Mesh) -> tuple[Tree, Tree]:
@@ -95,6 +98,14 @@ def place(packs: Pack, mesh: Mesh) -> Pack:
     return jax.tree.map(put, packs)
 
 
+def hosts() -> str:
+    """Says who has come together: processes, hosts and devices; all processes call it."""
+    names = processes.gather(socket.gethostname())
+    told = [(len(names), "process", "es"), (len(set(names)), "host", "s")]
+    told.append((jax.device_count(), f"{jax.devices()[0].device_kind} device", "s"))
+    return ", ".join(f"{count} {name}{more * (count > 1)}" for count, name, more in told)
+
+
 def check_mesh(config: Config, mesh: Mesh) -> None:
     """Refuses packs that the mesh cannot share out.
 
@@ -157,14 +168,18 @@ def _resumed(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
         "opt_state": state["opt_state"],
     }
     found = store.restore(directory, items, number, config.model)
-    history = store.read_meta(directory, number).get("provenance", [])
+    meta = store.read_meta(directory, number)
+    memory = guard.from_json(meta.get("guard", {}), config.run)
     resumed = {
         "params": found["params"]["model"],
         "ema": found["ema"]["model"],
         "opt_state": found["opt_state"],
+        "guard": meshes.put(memory, _shardings(state["guard"])),
         "step": meshes.put(np.int32(number), state["step"].sharding),
     }
-    return Begun(resumed, found["params"]["vae"], f"step {number} of {directory}", history)
+    origin, history = f"step {number} of {directory}", meta.get("provenance", [])
+    useful = meta.get("useful_seconds", 0.0)
+    return Begun(resumed, found["params"]["vae"], origin, history, useful)
 
 
 def to_items(state: Tree, coder: Tree) -> Tree:

@@ -20,7 +20,7 @@ from inset_jax.kernels.cross_entropy import chunked_cross_entropy
 from inset_jax.kernels.flow_kernel import fused
 from inset_jax.kernels.flow_loss import FlowForm, FlowHead, FlowTarget, flow_loss, weighted
 from inset_jax.model import flow, inset
-from inset_jax.train import optim
+from inset_jax.train import guard, optim
 
 Tree = dict[str, Any]
 TokenLoss = Callable[[Tree, Pack], tuple[jax.Array, jax.Array]]
@@ -65,8 +65,10 @@ class Report(NamedTuple):
     by_example: ByExample
     by_time: ByTime
     grad_norm: jax.Array  # before clipping
+    grad_norms: dict[str, jax.Array]  # the same by part of the model, see `optim.norms`
     learning_rate: jax.Array
-    finite: jax.Array  # bool; if not, the step changed nothing
+    finite: jax.Array  # bool
+    verdict: guard.Verdict
 
 
 def weights(packs: Pack) -> Weights:
@@ -155,12 +157,14 @@ def loss_function(definition, config: Config) -> Callable:
 def train_step(definition, config: Config) -> Callable[[Tree, Pack], tuple[Tree, Report]]:
     """Returns a function (state, packs [accumulation, P, ...]) -> (state, Report).
 
-    The state is {"params", "ema", "opt_state", "step"}; "ema" holds the trained part only. A loss
-    or gradient that is not finite leaves all of it as it was, and the report says so.
+    The state is {"params", "ema", "opt_state", "guard", "step"}; "ema" holds the trained part only.
+    A bad step (`train.guard`) leaves all of it as it was, and the report says so; if such steps are
+    skipped, its number and the guard's memory go on.
     """
     loss = loss_function(definition, config)
     optimizer = optim.create(config.optimizer, config.run.steps)
     patterns = config.optimizer.frozen
+    goes_on = {"step", "guard"} if config.run.on_bad_step == guard.SKIP else set()
 
     def step(state: Tree, packs: Pack) -> tuple[Tree, Report]:
         trained, frozen = optim.split(state["params"], patterns)
@@ -168,15 +172,22 @@ def train_step(definition, config: Config) -> Callable[[Tree, Pack], tuple[Tree,
         gradient = jax.value_and_grad(over_trained, has_aux=True)
         grads, losses, by_example, by_time = _accumulate(gradient, trained, packs)
         moved, opt_state, told = optimizer.update(grads, state["opt_state"], trained)
+        finite = jnp.isfinite(losses.total) & jnp.isfinite(told["grad_norm"])
+        verdict, memory = guard.judge(state["guard"], finite, told["grad_norm"], config.run)
         new = {
             "params": optim.merge(frozen, moved),
             "ema": optim.average(state["ema"], moved, config.optimizer.ema_decay),
             "opt_state": opt_state,
+            "guard": memory,
             "step": state["step"] + 1,
         }
-        finite = jnp.isfinite(losses.total) & jnp.isfinite(told["grad_norm"])
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-        return kept, Report(losses, by_example, by_time, finite=finite, **told)
+        if_good = lambda n, o: jnp.where(verdict.good, n, o)
+        kept = {
+            name: new[name] if name in goes_on else jax.tree.map(if_good, new[name], old)
+            for name, old in state.items()
+        }
+        told |= {"grad_norms": optim.norms(grads), "finite": finite, "verdict": verdict}
+        return kept, Report(losses, by_example, by_time, **told)
 
     return step
 
@@ -188,6 +199,7 @@ def initial_state(params: Tree, config: Config) -> Tree:
         "params": params,
         "ema": jax.tree.map(jnp.copy, trained),
         "opt_state": optim.create(config.optimizer, config.run.steps).init(trained),
+        "guard": guard.initial(config.run),
         "step": jnp.zeros((), jnp.int32),
     }
 
@@ -200,6 +212,7 @@ def state_logical(config: Config) -> Tree:
         "params": logical,
         "ema": trained,
         "opt_state": optim.state_logical(trained, config.optimizer),
+        "guard": guard.logical(),
         "step": (),
     }
 

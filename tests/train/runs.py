@@ -10,17 +10,22 @@ import time
 import types
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from PIL import Image
 
+from inset_jax.checkpoint import store
 from inset_jax.core import overrides
 from inset_jax.core.config import Config, RunConfig, SizeLimits, edit
 from inset_jax.data import record, text
 from inset_jax.data.record import Example, Segment
+from inset_jax.model import inset, vae
 from inset_jax.train import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 40
+# beginnings of the names of metrics that the clock decides
+TIMED = ("steps_per", "tokens_per", "seconds_left", "time/", "tflops", "mfu", "goodput", "hosts/")
 
 PREVIEW = """
 from PIL import Image
@@ -86,6 +91,21 @@ def prepare(folder: pathlib.Path, config: Config) -> pathlib.Path:
     )
     (folder / "drawing.py").write_text(PREVIEW)
     return folder
+
+
+def fill_weights(folder: pathlib.Path) -> pathlib.Path:
+    """Makes a checkpoint to start from: compiling the initialisers takes longer than all steps."""
+    whole = overrides.load(str(folder / "experiment.py"))
+    random = np.random.default_rng(0)
+    fill = lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(leaf.dtype)
+    shapes = {
+        "model": inset.abstract(whole.model)[1],
+        "vae": vae.abstract(whole.model.vae)[1],
+    }
+    with store.Store(folder / "weights") as saver:
+        meta = {"config": overrides.to_dict(whole)}
+        saver.save(0, {"params": jax.tree.map(fill, shapes)}, meta)
+    return folder / "weights"
 
 
 def start(

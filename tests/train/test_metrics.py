@@ -87,11 +87,11 @@ def test_progress_has_rates_once_a_step_has_passed():
     values = {"loss": 1.0, "flow": 0.5, "cross_entropy": 2.0, "learning_rate": 1e-4}
     clock = metrics.Clock(3)
     assert clock.read(3, 10) == {}
-    clock.add(500)
-    told = clock.read(4, 10)
+    told = {**clock.read(4, 10), "tokens_per_second": 500.0}
     line = metrics.progress_line(4, 10, {**values, **told})
     assert line.startswith("step  4/10  loss 1.0000  flow 0.5000  ce 2.0000")
-    assert "tokens/s" in line
+    assert "500 tokens/s" in line and "MFU" not in line
+    assert "MFU 41.3%" in metrics.progress_line(4, 10, {**values, **told, "mfu": 0.4131})
     assert "tokens/s" not in metrics.progress_line(4, 10, values)
 
 

@@ -5,16 +5,13 @@ import signal
 import socket
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from inset_jax.checkpoint import store
-from inset_jax.core import overrides
-from inset_jax.model import inset, vae
 from inset_jax.train import metrics
 from tests.devices import several
-from tests.train.runs import finish, prepare, start
+from tests.train.runs import fill_weights, finish, prepare, start
 
 pytestmark = pytest.mark.slow  # whole runs, in pairs
 
@@ -25,17 +22,7 @@ COMMON = ("--config.data.packs=4", "--config.run.sample_every=0", "--config.run.
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, config) -> pathlib.Path:
     folder = prepare(tmp_path_factory.mktemp("processes"), config)
-    whole = overrides.load(str(folder / "experiment.py"))
-    random = np.random.default_rng(0)
-    fill = lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(leaf.dtype)
-    shapes = {
-        "model": inset.abstract(whole.model)[1],
-        "vae": vae.abstract(whole.model.vae)[1],
-    }
-    # compiling the initialisers would take longer than all steps do
-    with store.Store(folder / "weights") as saver:
-        meta = {"config": overrides.to_dict(whole)}
-        saver.save(0, {"params": jax.tree.map(fill, shapes)}, meta)
+    fill_weights(folder)
     return folder
 
 

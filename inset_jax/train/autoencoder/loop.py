@@ -193,7 +193,6 @@ class _Run:
         )
         speed = self.clock.read(number, run.steps)
         if speed:
-            del speed["tokens_per_second"]
             speed["images_per_second"] = speed["steps_per_second"] * self.config.data.batch
             line += f"  {speed['images_per_second']:.1f} images/s"
             line += f"  left {metrics.spell(speed['seconds_left'])}"
