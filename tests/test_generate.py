@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from PIL import Image
 from inset_jax import generate
 from inset_jax.core.config import TokenConfig
 from inset_jax.data.text import make_small_tokenizer
+from tests import devices
 
 CHECKPOINT = str(pathlib.Path(__file__).parent / "golden" / "tiny_a" / "ckpt")
 SENTENCE = "A [img:cat.png] sits on a [img:bench.png]"
@@ -117,6 +119,8 @@ def test_an_answer_is_printed_or_written(command, folder):
         (("--prompt", "a", "--height", "50"), "height 50 px.*nearest: 48 and 64"),
         (("--prompt", "a", "--pictures", "0"), "--pictures 0"),
         (("--prompt", "a", "--shift", "-1"), "shift -1.0"),
+        (("--prompt", "a", "--mesh", "pods=2"), "--mesh pods=2: expected AXIS=N,... with AXIS of"),
+        (("--prompt", "a", "--mesh", "fsdp=3"), "needs 3 devices, there are 1"),
         (("--prompt", "a", "--source", "cat.png"), "--task image takes no source"),
         (("--prompt", "a", "--task", "edit"), "--task edit needs a source"),
         (("--prompt", "a", "--out", "a.jpg"), "a.jpg: pictures are written as PNG"),
@@ -149,6 +153,41 @@ def test_a_bad_line_is_refused_by_its_number(command, folder, line, message):
     (folder / "bad.jsonl").write_text('{"prompt": "a"}\n' + line)
     status, _, err = command("--prompts", "bad.jsonl")
     assert status == 1 and re.search(message, err), err
+
+
+@pytest.mark.slow
+def test_two_processes_draw_together_what_one_draws(command, folder):
+    """Weights over both, a sentence on each pair of devices; the first one writes."""
+    flags = ("--prompts", "pair.jsonl", "--height", "32", "--width", "48", "--guidance", "inset")
+    (folder / "pair.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": words}) for words in (SENTENCE, "no pictures"))
+    )
+    assert command(*flags, "--out", "one")[0] == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = ("--checkpoint", CHECKPOINT, "--tokenizer", "tokenizer.json", "--num_timesteps", "3")
+    spread = ("--mesh", "fsdp=2,tensor=2", "--coordinator", address, "--processes", "2")
+    own = {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])} | devices.several(2)
+    module = (sys.executable, "-m", "inset_jax.generate")
+    mine = lambda number: ("--process", str(number), "--out", f"two-{number}")
+    processes = [
+        subprocess.Popen(
+            [*module, *shared, *flags, *spread, *mine(number)],
+            env=os.environ | own,
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert not (folder / "two-1").exists()
+    for name in ("0000.png", "0001.png"):
+        one, two = (np.asarray(Image.open(folder / out / name), int) for out in ("one", "two-0"))
+        assert np.abs(one - two).max() <= 1  # grey levels are cut off, not rounded
 
 
 def test_ctrl_c_stops_cleanly_and_leaves_no_file(folder, command, monkeypatch):

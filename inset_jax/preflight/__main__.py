@@ -25,6 +25,7 @@ from collections.abc import Sequence
 OPTIONS = {
     "slice": "v6e-256, v5p-128, tpu7x-128, v5e-64, 2x v5p-128, or chips along each axis: v6e:16x16",
     "task": "train (default) or sample",
+    "weights_dtype": "int8, with --task=sample: as of inset_jax.generate",
     "out": "folder of the report (default: out/preflight)",
     "limit": "seconds that one compile may take (default: 3600)",
 }
@@ -77,6 +78,9 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
         raise ValueError(f"--task={task}: expected {' or '.join(TASKS)}")
     if task == "sample" and given - {"fast"}:
         raise ValueError(f"--task=sample has no {' or '.join(sorted(given - {'fast'}))}")
+    is_int8 = command.options["weights_dtype"] == "int8"
+    if command.options["weights_dtype"] and not (is_int8 and task == "sample"):
+        raise ValueError("--weights_dtype is int8, with --task=sample, or not given")
     config, flags = settings.fitted(command.config, command.preset, slice_)
     if "exact" in given and flags:
         raise ValueError(f"{slice_.name}: the run needs {' '.join(flags)}")
@@ -89,7 +93,7 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
     if task == "sample":
         from inset_jax.preflight import drawing
 
-        return drawing.main(config, slice_, out, "fast" in given, limit)
+        return drawing.main(config, slice_, out, "fast" in given, limit, is_int8)
     if "search" in given:
         from inset_jax.preflight import search
 

@@ -28,10 +28,11 @@ def main(folder: pathlib.Path) -> None:
     began = time.perf_counter()
     mesh = meshes.build(config.mesh, chips.described(chips.parse(request["slice"])))
     with jax.set_mesh(mesh):
-        if request["program"] == "step":
+        name, *options = request["program"]
+        if name == "step":
             built = program.build(config, mesh)
         else:
-            built = sampling.build(config, mesh, request["program"])
+            built = sampling.build(config, mesh, name, "int8" in options)
         lowered = built.function.lower(*built.arguments)
         block = block_for(config.compute.attention_block or None)
     traced = time.perf_counter() - began

@@ -55,12 +55,13 @@ def run(
     folder: pathlib.Path,
     fast: bool = False,
     limit: float = 3600,
-    program: str = "step",
+    program: tuple[str, ...] = ("step",),
 ) -> Found:
     """Compiles a program of `config` for `slice_`, with scratch files in an empty `folder`.
 
     Args:
-      program: "step" of training, or one of `sampling.PROGRAMS`.
+      program: "step" of training, or one of `sampling.PROGRAMS`, with "int8" after it for such
+        weights.
 
     Raises:
       ValueError: the step cannot be built or compiled, for another reason than memory; or it took

@@ -18,14 +18,17 @@ from inset_jax.sample import guidance
 ENDS = ("slow", "fast")
 
 
-def main(config: Config, slice_: Slice, out: pathlib.Path, fast: bool, limit: float) -> int:
+def main(
+    config: Config, slice_: Slice, out: pathlib.Path, fast: bool, limit: float, is_int8: bool
+) -> int:
     """Compiles and reports what draws; returns 1 unless it is known to fit."""
+    options = ("int8",) if is_int8 else ()
     found = {}
     for name in sampling.PROGRAMS:
         with tempfile.TemporaryDirectory() as scratch:
             folder = pathlib.Path(scratch)
-            found[name] = compiler.run(config, slice_, folder, fast, limit, name)
-    figures = assemble(config, slice_, found)
+            found[name] = compiler.run(config, slice_, folder, fast, limit, (name, *options))
+    figures = assemble(config, slice_, found, is_int8)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sampling.json").write_text(json.dumps(figures, indent=1) + "\n")
     (out / "sampling.html").write_text(page(figures))
@@ -34,13 +37,18 @@ def main(config: Config, slice_: Slice, out: pathlib.Path, fast: bool, limit: fl
     return 0 if figures["fits"] else 1
 
 
-def assemble(config: Config, slice_: Slice, found: Mapping[str, Found]) -> dict:
+def assemble(
+    config: Config, slice_: Slice, found: Mapping[str, Found], is_int8: bool = False
+) -> dict:
     """Returns everything there is to say, in plain values."""
     mesh = found["evaluation"].known["mesh"]
     packs = mesh["dcn"] * mesh["fsdp"]
     times, _ = flow.schedule(config.sample.num_timesteps, config.sample.shift)
     guided = sum(guidance.acts_at(config.sample, t) for t in times)
-    programs = {name: _program(config, slice_, name, one) for name, one in found.items()}
+    programs = {}
+    for name, one in found.items():
+        read = sampling.read_bytes(config, name, mesh, is_int8)
+        programs[name] = _program(config, slice_, name, one, read)
     runs = {"prefill": 1, "evaluation": len(times), "decoding": 1}
     seconds = {
         end: sum(programs[name]["seconds"][end] * count for name, count in runs.items())
@@ -52,7 +60,7 @@ def assemble(config: Config, slice_: Slice, found: Mapping[str, Found]) -> dict:
         "slice": slice_.name,
         "devices": slice_.devices,
         "mesh": mesh,
-        "dtype": config.compute.dtype,
+        "weights": f"int8 and {config.compute.dtype}" if is_int8 else config.compute.dtype,
         "parameters": found["evaluation"].known["parameters"],
         "finished": all(one.finished for one in found.values()),
         "fits": False if False in fits else None if None in fits else True,
@@ -63,18 +71,17 @@ def assemble(config: Config, slice_: Slice, found: Mapping[str, Found]) -> dict:
         "branches": sampling.layout(config).guided.rows.shape[1],
         "guided": int(guided),
         "seconds": seconds,
-        "assumed": words(config, slice_),
+        "assumed": words(slice_),
     }
 
 
-def _program(config: Config, slice_: Slice, name: str, one: Found) -> dict:
+def _program(config: Config, slice_: Slice, name: str, one: Found, read: float) -> dict:
     mesh = one.known["mesh"]
     sent = collectives.read(hlo.parse(one.hlo), mesh) if one.hlo else []
     # decoding is split over packs alone
     ways = 1 if name == "decoding" else mesh["context"] * mesh["tensor"]
     counted = sampling.work(config, name, 1 / ways)
     ends = estimate.estimate(slice_, counted, sent, 0)
-    read = sampling.read_bytes(config, name, mesh)
     rate = slice_.chip.bandwidth / slice_.chip.devices
     return {
         "memory": report.memory(slice_, one),
@@ -94,13 +101,13 @@ def _program(config: Config, slice_: Slice, name: str, one: Found) -> dict:
     }
 
 
-def words(config: Config, slice_: Slice) -> list[str]:
+def words(slice_: Slice) -> list[str]:
     """What was assumed, in sentences."""
     return [
         f"every pack draws one picture from a sentence of {sampling.REFERENCES} references of "
         f"{sampling.REFERENCE_SIDE} px (or the largest the model reads) between texts of "
         f"{sampling.TEXT_TOKENS} tokens",
-        f"weights of {config.compute.dtype}, of the autoencoder float32; sizes as they are padded",
+        "the autoencoder's weights are float32; sizes count as they are padded",
         "a program takes as long as its operations, or as reading the layers' weights once, if that"
         " is longer; then the collectives that nothing hides",
         *estimate.words(slice_),
@@ -163,7 +170,8 @@ def text(figures: dict) -> str:
         f"{figures['config']} draws on {figures['slice']}: {figures['devices']} devices, mesh "
         f"{mesh or 'one'}; {figures['pictures']} pictures of {figures['side']} px at a time, "
         f"{figures['branches']} branches, {figures['runs']['evaluation']} evaluations, "
-        f"{figures['guided']} of them guided; {how} in {seconds:.0f} s"
+        f"{figures['guided']} of them guided; weights {figures['weights']}; {how} in "
+        f"{seconds:.0f} s"
     ]
     for head, table in tables(figures).items():
         lines += ["", head, *(f"  {line}" for line in report.aligned(table))]

@@ -65,12 +65,13 @@ def bandwidth(slice_: Slice, axes: Sequence[str]) -> float:
     """Bytes a second that one device sends along mesh axes.
 
     "fsdp" is taken to reach over all wires of the torus, "context" and "tensor" over those of one
-    of its axes; a torus whose ends are joined sends both ways.
+    of its axes; a torus whose ends are joined sends both ways. In a single slice "dcn" is an axis
+    like "fsdp".
     """
     chip = slice_.chip
-    if "dcn" in axes:
+    if "dcn" in axes and slice_.count > 1:
         return chip.dcn / chip.devices
-    dims = chip.dims if "fsdp" in axes or "?" in axes else 1
+    dims = 1 if set(axes) <= {"context", "tensor"} else chip.dims
     both = 2 if slice_.wrapped else 1
     return chip.link * dims * both * LINKS / chip.devices
 

@@ -36,15 +36,20 @@ PROGRAMS = ("prefill", "evaluation", "decoding")
 REFERENCES, REFERENCE_SIDE, TEXT_TOKENS = 3, 518, 12  # pixels; tokens of each of the texts
 
 
-def build(config: Config, mesh: Mesh, name: str) -> Program:
+def build(config: Config, mesh: Mesh, name: str, is_int8: bool = False) -> Program:
     """Returns the very function of the sampler, with the shardings of `sample`.
 
     Weights have the dtype of the computation, those of the autoencoder float32.
+
+    Args:
+      name: one of PROGRAMS.
+      is_int8: whether the kernels of the language model's layers are int8.
     """
-    model, coder = _weights(config, mesh)
+    model, coder = _weights(config, mesh, is_int8)
     laid = layout(config)
     spread = lambda tree: jax.tree.map(lambda array: _by_pack(array, mesh), tree)
-    functions = _functions(config)
+    compute = dataclasses.replace(config.compute, remat="none")
+    functions = programs(config.model, compute, is_int8)
     contexts = spread(laid.still)
     kept = _kept(functions, model, contexts, mesh)
     parts = {"weights": model, "autoencoder": coder}
@@ -87,22 +92,30 @@ def _sentence(config: Config) -> tuple[Item, ...]:
     return (text(), *(make() for _ in range(REFERENCES) for make in (image, text)))
 
 
-def _functions(config: Config) -> Programs:
-    return programs(config.model, dataclasses.replace(config.compute, remat="none"))
-
-
-def _weights(config: Config, mesh: Mesh) -> tuple[Any, Any]:
-    def placed(logical, shapes, dtype):
+def _weights(config: Config, mesh: Mesh, is_int8: bool) -> tuple[Any, Any]:
+    def placed(logical, shapes):
         put = lambda names, leaf: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=meshes.sharding(mesh, names, leaf.shape)
+            leaf.shape, leaf.dtype, sharding=meshes.sharding(mesh, names, leaf.shape)
         )
         return jax.tree.map(put, logical, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
-    model, coder = inset.abstract(config.model)[1], vae.abstract(config.model.vae)[1]
+    coder = vae.abstract(config.model.vae)[1]
     return (
-        placed(inset.logical_axes(config.model), model, jnp.dtype(config.compute.dtype)),
-        placed(vae.logical_axes(config.model.vae), coder, jnp.float32),
+        placed(inset.logical_axes(config.model, is_int8), _model(config, is_int8)),
+        placed(vae.logical_axes(config.model.vae), coder),
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _model(config: Config, is_int8: bool):
+    """The shapes and dtypes of the model's weights; scales of int8 kernels stay float32."""
+
+    def kept(path, leaf):
+        is_scale = path[-1].key == "kernel_scale"
+        dtype = leaf.dtype if is_scale or leaf.dtype == jnp.int8 else config.compute.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+
+    return jax.tree_util.tree_map_with_path(kept, inset.abstract(config.model, is_int8)[1])
 
 
 def _by_pack(array: np.ndarray, mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -180,16 +193,9 @@ def decoding(config: VaeConfig, height: int, width: int) -> dict[str, float]:
     return {"decoder": adds, "decoder attention": 2.0 * (height * width) ** 2 * last}
 
 
-def read_bytes(config: Config, name: str, mesh: dict[str, int]) -> float:
-    """Bytes of the model's weights that a device reads in a program, gathered if they are split."""
+def read_bytes(config: Config, name: str, mesh: dict[str, int], is_int8: bool) -> float:
+    """Bytes of the layers' weights that a device reads in a program, gathered over "fsdp"."""
     if name == "decoding":
         return 0.0
-    split = mesh["tensor"]
-    return _layer_bytes(config) / split
-
-
-@functools.lru_cache(maxsize=4)
-def _layer_bytes(config: Config) -> int:
-    layers = inset.abstract(config.model)[1]["llm"]["layers"]
-    width = jnp.dtype(config.compute.dtype).itemsize
-    return sum(leaf.size for leaf in jax.tree.leaves(layers)) * width
+    layers = jax.tree.leaves(_model(config, is_int8)["llm"]["layers"])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in layers) / mesh["tensor"]

@@ -11,6 +11,7 @@ import pytest
 from inset_jax.checkpoint import load, names, provenance, store
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core.config import MeshConfig
+from inset_jax.model import int8
 from tests import devices
 from tests.checkpoint.folders import write_tokenizer
 
@@ -59,6 +60,19 @@ def test_the_average_is_taken_where_there_is_one(run, tiny, inside, step):
     assert equal(loaded.params["model"], doubled(tiny[1]["model"]))
     assert equal(loaded.params["vae"], tiny[1]["vae"])
     assert loaded.tokenizer == run / "checkpoints" / "tokenizer.json"
+
+
+def test_kernels_become_int8_on_the_host_and_on_the_devices(folder, run, tiny):
+    mesh = core_mesh.build(MeshConfig(), jax.devices()[:1])
+    expected = int8.shrink(tiny[1]["model"])
+    for path, where in ((folder, None), (folder, mesh), (run, mesh)):
+        found = load.load_any(path, where, weights="params", is_int8=True).params
+        assert equal(found["vae"], tiny[1]["vae"])
+        leaves, wanted = names.flatten(found["model"]), names.flatten(expected)
+        assert set(leaves) == set(wanted)
+        for name, leaf in leaves.items():
+            assert leaf.dtype == wanted[name].dtype
+            np.testing.assert_allclose(leaf, wanted[name], rtol=1e-6, atol=leaf.dtype == np.int8)
 
 
 def test_a_mesh_and_a_dtype_may_be_asked_for(folder, run):

@@ -45,7 +45,7 @@ def test_the_decoder_is_counted_as_xla_counts_it():
     assert counted == pytest.approx(lowered.cost_analysis()["flops"], rel=0.04)
 
 
-def made_up(config, name, temporaries, refused=None):
+def made_up(temporaries):
     known = {
         "mesh": {"dcn": 1, "fsdp": 4, "context": 1, "tensor": 2},
         "parts": {"weights": 4 * GIB, "autoencoder": GIB // 4, "keys and values": GIB},
@@ -55,7 +55,7 @@ def made_up(config, name, temporaries, refused=None):
     }
     text = (HERE / "program.hlo").read_text()
     seconds = {"all": 1.0}
-    return compiler.Found(known, {}, temporaries, None, refused, text, False, 0, [], seconds)
+    return compiler.Found(known, {}, temporaries, None, None, text, False, 0, [], seconds)
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def command(tmp_path, monkeypatch):
 
     def run(temporaries, *flags):
         def compile_(config, slice_, folder, fast, limit, program):
-            return made_up(config, program, temporaries[program])
+            assert program[1:] == (("int8",) if "--weights_dtype=int8" in flags else ())
+            return made_up(temporaries[program[0]])
 
         monkeypatch.setattr(compiler, "run", compile_)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
@@ -91,6 +92,13 @@ def test_a_slice_that_can_draw_says_how_long_a_picture_takes(command, capsys, tm
     assert "fits: 8.25 GiB" in (tmp_path / "sampling.html").read_text()
 
 
+def test_int8_weights_are_read_in_half_the_time(command):
+    room = {"prefill": GIB, "evaluation": GIB, "decoding": GIB}
+    read = lambda figures: figures["programs"]["evaluation"]["read"]
+    whole, half = (read(command(room, *flags)[1]) for flags in ((), ("--weights_dtype=int8",)))
+    assert 0.5 < half / whole < 0.501  # and scales, norms and biases
+
+
 @pytest.mark.parametrize(
     ("decoding", "words"), [(30 * GIB, "does not fit: 35.25"), (None, "not known whether it fits")]
 )
@@ -105,6 +113,7 @@ def test_all_three_programs_must_be_known_to_fit(command, capsys, decoding, word
     [
         (["--task=draw"], "--task=draw: expected train or sample"),
         (["--task=sample", "--search"], "--task=sample has no search"),
+        (["--weights_dtype=int8"], "--weights_dtype is int8, with --task=sample"),
     ],
 )
 def test_other_tasks_are_refused(flags, words, capsys):

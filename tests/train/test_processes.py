@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from inset_jax.checkpoint import store
 from inset_jax.train import metrics
@@ -91,6 +92,22 @@ def test_checkpoint_of_two_processes_goes_on_in_one(one, two, place):
     assert status == 0, err
     assert "step 6 of" in out
     np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)
+
+
+def test_two_processes_draw_on_the_way_what_one_draws(place):
+    more = (
+        *("--config.run.steps=2", "--config.run.save_every=2", "--config.run.sample_every=2"),
+        *("--config.sample.num_timesteps=3", "--preview=inset_jax.sample.preview:during_training"),
+    )
+    ended = [finish(process) for process in together(place, "drawing_two", *more)]
+    alone = start(place, "drawing_one", *flags(place, *more), environment=several(4, QUICK))
+    for status, _, err in [*ended, finish(alone)]:
+        assert status == 0, err
+    assert "step 2: drew" in ended[0][1]
+    name = pathlib.Path("previews", "00000002.png")
+    one, two = (np.asarray(Image.open(place / f"drawing_{n}" / name), int) for n in ("one", "two"))
+    assert one.shape == two.shape and np.ptp(one)
+    assert np.abs(one - two).max() <= 1  # grey levels are cut off, not rounded
 
 
 def wait_for(folder: pathlib.Path, step: int) -> None:
