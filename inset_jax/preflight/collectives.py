@@ -27,7 +27,10 @@ KINDS = {  # times the bytes of the whole array are sent, but for the factor (n-
     "collective-permute": 1,
     "send": 1,
 }
-MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r"[^{]*\{([^}]*)\}"
+)
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
@@ -230,13 +233,11 @@ def group(text: str) -> list[int]:
     found = MESH.search(text)
     if found:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        return _of_mesh(sizes, found[2])
+        ids = _numbers(found[2] or str(math.prod(sizes.values())), found[3])
+        return _of_mesh(sizes, ids, found[4])
     found = IOTA.search(text)
     if found:
-        dims = [int(x) for x in found[3].split(",")]
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if found[4]:
-            ids = ids.transpose([int(x) for x in found[4].split(",")])
+        ids = _numbers(found[3], found[4])
         return ids.reshape(int(found[1]), int(found[2]))[0].tolist()
     found = LISTED.search(text)
     if found:
@@ -251,9 +252,16 @@ def group(text: str) -> list[int]:
     return []
 
 
-def _of_mesh(sizes: dict[str, int], wanted: str) -> list[int]:
+def _numbers(dims: str, order: str | None) -> np.ndarray:
+    """Partitions in the order of "4,8", or of "4,8" with its dimensions in another order "1,0"."""
+    shape = [int(x) for x in dims.split(",")]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose([int(x) for x in order.split(",")]) if order else ids
+
+
+def _of_mesh(sizes: dict[str, int], ids: np.ndarray, wanted: str) -> list[int]:
     """Members of the first group, of axes 'a' or parts of axes 'a':(before)size."""
-    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    ids = ids.reshape(tuple(sizes.values()))
     parts = {}
     for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", wanted):
         dim = list(sizes).index(name)

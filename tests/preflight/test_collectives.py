@@ -89,6 +89,8 @@ def test_the_table_adds_up(found):
         ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
         ("replica_groups=mesh['a'=4,'b'=2] {'b'}", [0, 1]),
         ("replica_groups=mesh['a'=4,'b'=2] {'a'}", [0, 2, 4, 6]),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", [0, 2, 4, 6]),
+        ("replica_groups=mesh['a'=1,'b'=8], device_ids=([8]) {'b'}", [0, 1, 2, 3, 4, 5, 6, 7]),
         ("replica_groups=mesh['a'=8] {'a':(1)2}", [0, 4]),
         ("replica_groups=mesh['a'=8] {'a':(2)4}", [0, 1, 2, 3]),
         ("source_target_pairs={{0,2},{2,4},{4,0}}", [0, 2, 4]),

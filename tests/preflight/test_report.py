@@ -8,7 +8,7 @@ import pytest
 
 from configs import inset_7b, tiny
 from inset_jax.core.config import edit
-from inset_jax.preflight import chips, compiler, report, search, settings, work
+from inset_jax.preflight import chips, compiler, estimate, report, search, settings, work
 from inset_jax.preflight.__main__ import main
 
 HERE = pathlib.Path(__file__).parent
@@ -229,6 +229,13 @@ def test_two_slices_are_an_axis_of_the_mesh():
     )
     assert (config.mesh.dcn, config.data.packs) == (2, 128)
     assert flags == ["--config.mesh.dcn=2", "--config.data.packs=128"]
+
+
+def test_only_several_slices_send_over_the_slow_network():
+    one, two = (chips.parse(name) for name in ("v5p-128", "2x v5p-128"))
+    assert estimate.bandwidth(one, ("dcn",)) == estimate.bandwidth(one, ("fsdp",))
+    assert estimate.bandwidth(two, ("dcn",)) == two.chip.dcn
+    assert estimate.bandwidth(one, ("tensor",)) == estimate.bandwidth(one, ("fsdp",)) / 3
 
 
 def test_search_ranks_what_fits_by_speed():
