@@ -13,6 +13,7 @@ wrong is one ValueError that names the folder, the step and the file.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -121,7 +122,8 @@ class Store:
 
     def is_best(self, held_out: float) -> bool:
         """Whether this held-out loss is lower than those of all checkpoints, and they are kept."""
-        return self._keep_best and (self._kept.best is None or held_out < self._kept.best[1])
+        lowest = self._kept.best[1] if self._kept.best else math.inf
+        return self._keep_best and held_out < lowest  # never one that is not a number
 
     def wait(self) -> None:
         """Waits until the save in progress is committed.

@@ -25,7 +25,8 @@ class Profiler:
     """Starts and ends traces between the steps of one process."""
 
     def __init__(self, run: RunConfig, workdir: pathlib.Path):
-        self._planned, self._workdir = run.profile_steps, workdir
+        self._workdir = workdir
+        self._plans = [run.profile_steps] if run.profile_steps else []  # first and last steps
         self._last: int | None = None  # step that the trace on the way ends with
         self._began = -1
         self._looked = float("-inf")
@@ -43,13 +44,14 @@ class Profiler:
             (self._workdir / ASK).unlink(missing_ok=True)
         # what was asked for in the round before may still be on its way
         if self._last is None and step > self._began + 1:
-            self._planned = (step, step + STEPS - 1)
+            self._plans.append((step, step + STEPS - 1))
 
     def before(self, step: int) -> None:
-        """Starts the trace that begins with this step."""
-        if not self._planned or self._last is not None or step != self._planned[0]:
+        """Starts the trace that begins with this step, unless another is on its way."""
+        due = [plan for plan in self._plans if plan[0] == step]
+        if not due or self._last is not None:
             return
-        self._began, self._last = self._planned
+        self._began, self._last = due[0]
         jax.profiler.start_trace(str(self._folder(step)))
 
     def after(self, step: int, result) -> None:

@@ -7,6 +7,7 @@ need, `executed` holds what a remat policy computes twice too.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,7 @@ def each(config: Config) -> Load:
     return Load(*(total(parts(config, Load(*row))).model for row in ones.tolist()))
 
 
+@functools.cache  # building the model's shapes takes a second
 def _trains(config: Config) -> dict[str, bool]:
     """Whether the weights of an expert, or any weight of the ViT, train."""
     from flax.traverse_util import flatten_dict

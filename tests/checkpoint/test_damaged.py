@@ -65,6 +65,7 @@ def held_out(loss):
 
 def test_the_best_stays_beside_the_newest_also_after_a_restart(tmp_path):
     with store.Store(tmp_path, 2, keep_best=True) as writer:
+        assert not writer.is_best(float("nan"))
         for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
             assert writer.is_best(loss) == (loss != 2.0)
             writer.save(step, STATE, held_out(loss))

@@ -1,6 +1,8 @@
 """Runs of several processes: the numbers of one process, and an end when one is lost."""
 
+import json
 import pathlib
+import shutil
 import signal
 import socket
 import time
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inset_jax.checkpoint import store
-from inset_jax.train import metrics
+from inset_jax.checkpoint import damaged, store
+from inset_jax.train import health, metrics
+from tests.checkpoint.test_damaged import harm
 from tests.devices import several
 from tests.train.runs import fill_weights, finish, prepare, start
 
@@ -110,6 +113,23 @@ def test_two_processes_draw_on_the_way_what_one_draws(place):
     assert np.abs(one - two).max() <= 1  # grey levels are cut off, not rounded
 
 
+def test_damage_that_one_process_sees_is_known_to_all(one, place):
+    # each process compares its share of the files
+    shutil.copytree(one, place / "harmed")
+    harm(place / "harmed" / "checkpoints" / "12")
+    more = ("--config.run.steps=12", "--config.run.save_every=6")
+    ended = [
+        finish(process)
+        for process in together(
+            place, "harmed", *more, "--config.run.on_damaged_checkpoint=previous"
+        )
+    ]
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert "step 12 is damaged" in ended[0][1]
+    assert (place / "harmed" / damaged.ASIDE / "12").is_dir()
+    np.testing.assert_allclose(losses(place / "harmed"), losses(one), rtol=1e-5)
+
+
 def wait_for(folder: pathlib.Path, step: int) -> None:
     until = time.monotonic() + 120
     while max((row["step"] for row in metrics.read(folder)), default=0) < step:
@@ -118,11 +138,23 @@ def wait_for(folder: pathlib.Path, step: int) -> None:
 
 
 def test_signal_to_any_process_saves_and_stops_all_at_one_step(place):
-    processes = together(place, "stopped", "--config.run.steps=100000")
-    wait_for(place / "stopped", 3)
+    more = ("--config.run.steps=100000", "--config.run.save_every=100000")
+    by_clock = ("--config.run.save_minutes=0.02", "--config.run.profile_steps=(2, 3)")
+    processes = together(place, "stopped", *more, *by_clock)
+    saved = place / "stopped" / "checkpoints"
+    until = time.monotonic() + 120
+    while not (saved.is_dir() and store.steps(saved)):  # overdue by the clock, for both
+        assert time.monotonic() < until
+        time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     ended = [finish(process) for process in processes]
     assert [status for status, *_ in ended] == [143, 143], ended
+    for number in (0, 1):
+        beat = json.loads((place / "stopped" / health.FOLDER / f"{number}.json").read_text())
+        assert beat["step"] == store.latest(saved)
+        assert any((place / "stopped" / "profile" / "2" / str(number)).rglob("*.xplane.pb"))
+    last = [row for row in metrics.read(place / "stopped") if "steps_per_second" in row][-1]
+    assert last["hosts/skew"] >= 0 and last["hosts/slowest"] in (0, 1)
     (saved,) = store.steps(place / "stopped" / "checkpoints")[-1:]
     assert f"stopped by SIGTERM at step {saved}, saved" in ended[0][1]
 
