@@ -78,6 +78,8 @@ def described(slice_: Slice) -> list:
     more = {"wrap": (slice_.wrapped == 3,) * 3} if slice_.chip.dims == 3 else {}
     if slice_.count > 1:
         more["num_slices"] = slice_.count
+    if math.prod(slice_.topology) == 1:  # less than the host of four that is taken for granted
+        more["chips_per_host_bounds"] = (1, 1, 1)
     name = f"{slice_.chip.name}:{shape}"
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
 

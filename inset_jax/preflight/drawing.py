@@ -123,11 +123,15 @@ def verdict(figures: dict) -> str:
     if not figures["fits"]:
         return f"does not fit: {need}"
     low, high = (figures["seconds"][end] for end in reversed(ENDS))
-    count = figures["pictures"]
+    count, together = figures["pictures"], _pictures(figures)
     return (
-        f"fits: {need}, {worst['free']:.0%} free; {low:.1f} to {high:.1f} s for {count} pictures "
+        f"fits: {need}, {worst['free']:.0%} free; {low:.1f} to {high:.1f} s for {together} "
         f"together, {low / count:.2f} to {high / count:.2f} s a picture (estimate, not measured)"
     )
+
+
+def _pictures(figures: dict) -> str:
+    return f"{figures['pictures']} picture{'s' * (figures['pictures'] > 1)}"
 
 
 def tables(figures: dict) -> dict[str, list[list[str]]]:
@@ -168,7 +172,7 @@ def text(figures: dict) -> str:
     seconds = sum(one["compile"]["all"] for one in figures["programs"].values())
     lines = [
         f"{figures['config']} draws on {figures['slice']}: {figures['devices']} devices, mesh "
-        f"{mesh or 'one'}; {figures['pictures']} pictures of {figures['side']} px at a time, "
+        f"{mesh or 'one'}; {_pictures(figures)} of {figures['side']} px at a time, "
         f"{figures['branches']} branches, {figures['runs']['evaluation']} evaluations, "
         f"{figures['guided']} of them guided; weights {figures['weights']}; {how} in "
         f"{seconds:.0f} s"

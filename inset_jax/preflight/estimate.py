@@ -79,6 +79,7 @@ def bandwidth(slice_: Slice, axes: Sequence[str]) -> float:
 def words(slice_: Slice) -> list[str]:
     """The assumptions, in sentences."""
     chip = slice_.chip
+    between = f", {bandwidth(slice_, ('dcn',)) / 1e9:,.1f} GB/s between slices"
     return [
         f"products of matrices reach {DENSE[0]:.0%} to {DENSE[1]:.0%} of "
         f"{chip.device_flops / 1e12:,.0f} TFLOP/s",
@@ -87,8 +88,9 @@ def words(slice_: Slice) -> list[str]:
             "modelled from compiled kernels" if chip.name in MODELLED else "as assumed for v6e",
         ),
         f"collectives reach {LINKS:.0%} of the wires: "
-        f"{bandwidth(slice_, ('fsdp',)) / 1e9:,.0f} GB/s over the slice, "
-        f"{bandwidth(slice_, ('dcn',)) / 1e9:,.1f} GB/s between slices",
+        f"{bandwidth(slice_, ('fsdp',)) / 1e9:,.0f} GB/s over the slice"
+        + between
+        * (slice_.count > 1),
         "collectives with matrix work inside cost nothing until they last longer than it; others"
         " wait alone",
         "no time is counted for norms, rotations, loading of data, or other memory traffic",

@@ -2,10 +2,12 @@
 
 import pathlib
 import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
-from inset_jax.preflight import chips
+from inset_jax.preflight import chips, compiler
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch" / "chips.sh"
 
@@ -47,6 +49,17 @@ def test_a_name_is_a_topology(name, topology, count, devices):
 def test_other_names_are_refused_with_what_was_expected(name, words):
     with pytest.raises(ValueError, match=words):
         chips.parse(name)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_single_chip_can_be_described_too():
+    code = (
+        "from inset_jax.preflight import chips; print(len(chips.described(chips.parse('v6e-1'))))"
+    )
+    slice_ = chips.parse("v6e-1")
+    command = [sys.executable, "-c", code]
+    own = compiler.environment(slice_, None)
+    assert subprocess.run(command, env=own, capture_output=True, text=True).stdout == "1\n"
 
 
 def test_cubes_have_their_ends_joined():

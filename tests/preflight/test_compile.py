@@ -24,6 +24,12 @@ GOLDEN = {
     "v5p-128": (16.66, 113.4, 0.0, 0),
     "2x v6e-256": (21.19, 122.2, 0.142, 1),
 }
+# GiB that prefill, evaluation and decoding need, GB that a chip sends in an evaluation
+DRAWING = {
+    "v5e-16": (3.91, 4.59, 5.54, 26.2),
+    "v6e-8": (5.68, 6.25, 7.24, 26.2),
+    "v5p-8": (8.99, 9.51, 11.65, 19.6),
+}
 
 
 def preflight(tmp_path, config: str, slice_: str, *flags) -> tuple[int, dict]:
@@ -50,6 +56,20 @@ def test_the_step_of_the_smallest_preset_is_scheduled_for_a_described_slice(tmp_
     assert {row["axes"] for row in found["collectives"]["table"]} == {"fsdp"}
     loops = [c for c in found["collectives"]["largest"] if c["times"] == 2]  # two layers
     assert loops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slice_", DRAWING)
+def test_the_7b_draws_within_what_it_did(tmp_path, slice_):
+    flags = (f"--slice={slice_}", "--task=sample", "--fast", f"--out={tmp_path}")
+    assert main(["x", f"--config={CONFIGS / 'inset_7b'}.py", *flags]) == 0
+    found = json.loads((tmp_path / "sampling.json").read_text())
+    programs = found["programs"].values()
+    *needed, sent = DRAWING[slice_]
+    got = [program["memory"]["needed"] / GIB for program in programs]
+    assert got == pytest.approx(needed, rel=0.03)
+    assert found["programs"]["evaluation"]["sent"] / 1e9 == pytest.approx(sent, rel=0.03)
+    assert not any(program["rematerialised"] for program in programs)
 
 
 @pytest.mark.slow
