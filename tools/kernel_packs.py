@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inset_jax.core.batch import Visibility
 from tools import bundles, kernel_table
 from tools.kernel_table import GROUP, KV_HEADS, Row
 
@@ -59,6 +60,8 @@ class Work(NamedTuple):
     masked: int  # of them with hidden pairs too
     all_tiles: int  # of the two dense masks
     rows: int  # of tiles
+    few: int  # tiles in which a row sees something that sees few keys in all
+    few_rows: int  # of tiles, in which such rows are
 
 
 def plan_of(setting: Setting):
@@ -116,18 +119,29 @@ def items_of(plan, draw) -> list:
     return items
 
 
-def work(pack, examples: int, block) -> Work:
+def work(pack, examples: int, block: tuple) -> Work:
     """Counts tiles of a pack, both streams, for tiles of block[0] queries x block[1] keys."""
     from inset_jax.core import visibility as intervals
+    from inset_jax.kernels.interval_shift import FEW, few_tiles
 
-    counts = np.zeros(5, np.int64)
+    counts = np.zeros(7, np.int64)
     lengths = {"und": len(pack.und_token), "gen": len(pack.gen_latent)}
     for name, queries in lengths.items():
         seen = pack.visibility[name]
         tiles = intervals.tiles(seen, queries, *block[:2])
         pairs = np.maximum(seen.high - seen.low, 0).sum(dtype=np.int64)
         hidden = (tiles.seen & ~tiles.whole).sum()
-        counts += pairs, tiles.seen.sum(), hidden, tiles.seen.size, len(tiles.seen)
+        begun, ended = (
+            np.bincount(side[seen.low < seen.high], minlength=queries + 1) for side in seen[:2]
+        )
+        count = np.pad(np.cumsum(begun - ended)[:queries], (0, -queries % block[0]))
+        few = few_tiles(
+            Visibility(*(side[None] for side in seen[:2])),
+            ((0 < count) & (count < FEW))[None],
+            block[:2],
+        )
+        counts += pairs, tiles.seen.sum(), hidden, tiles.seen.size, len(tiles.seen), 0, 0
+        counts[5:] += few.sum(), few.any(-1).sum()
     return Work(examples, sum(lengths.values()), *map(int, counts))
 
 
@@ -136,6 +150,11 @@ def milliseconds(chip: str, row: Row, work: Work, small: bool) -> float:
     whole, masked = (row.small_whole, row.small_masked) if small else (row.whole, row.masked)
     cycles = (work.tiles - work.masked) * whole + work.masked * masked + work.rows * row.outside
     return _milliseconds(chip, cycles, work.tiles)
+
+
+def shift_milliseconds(chip: str, row: Row, work: Work) -> float:
+    """Models the kernel of `row` over the tiles of rows that see few keys."""
+    return _milliseconds(chip, work.few * row.masked + work.few_rows * row.outside, work.few)
 
 
 def splash_milliseconds(chip: str, row: Row, tokens: int, dense: bool) -> float:
@@ -162,7 +181,7 @@ def report(chips: list[str], dump, path) -> tuple[dict, list[str]]:
     figures = {}
     for chip in chips:
         block = forms.BLOCKS[bundles.KINDS[chip]]
-        forward, backward = kernel_table.ours(chip, block[:2], dump)
+        forward, backward, shift = kernel_table.ours(chip, block[:2], dump)
         splash = kernel_table.splash(chip, SPLASH_TILE, dump)[0]
         figures[chip] = []
         for name, examples, pack in packs:
@@ -173,7 +192,9 @@ def report(chips: list[str], dump, path) -> tuple[dict, list[str]]:
                 | {
                     "forward_ms": milliseconds(chip, forward, found, small=False),
                     "small_scores_ms": milliseconds(chip, forward, found, small=True),
-                    "backward_ms": milliseconds(chip, backward, found, small=False),
+                    "backward_ms": milliseconds(chip, backward, found, small=False)
+                    + shift_milliseconds(chip, shift, found),
+                    "shift_ms": shift_milliseconds(chip, shift, found),
                     "splash_ms": splash_milliseconds(chip, splash, found.tokens, dense=False),
                     "dense_ms": splash_milliseconds(chip, splash, found.tokens, dense=True),
                 }
@@ -191,6 +212,7 @@ COLUMNS: dict[str, Callable[[dict], float]] = {
     "forward ms": lambda row: row["forward_ms"],
     "small scores": lambda row: row["small_scores_ms"],
     "backward ms": lambda row: row["backward_ms"],
+    "of it shifts": lambda row: row["shift_ms"],
     "splash ms": lambda row: row["splash_ms"],
     "dense ms": lambda row: row["dense_ms"],
 }

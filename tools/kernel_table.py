@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def ours(chip: str, tile: tuple[int, int], dump: pathlib.Path) -> list[Row]:
-    """Compiles the forward and the backward kernel for a tile (queries, keys)."""
+    """Compiles the kernels for a tile (queries, keys): forward, backward, and its shifts."""
     import jax
     import jax.numpy as jnp
 
@@ -70,13 +70,15 @@ def ours(chip: str, tile: tuple[int, int], dump: pathlib.Path) -> list[Row]:
     query, key = array(QUERIES, HEADS), array(KEYS, KV_HEADS)
     found = bundles.compile_for(chip, gradients, (query, key, key, query, side, side), dump)
     rows = []
-    for kernel in ("interval_forward", "interval_backward"):
+    for kernel in ("interval_forward", "interval_backward", "interval_shift"):
         pieces = bundles.of_kernel(found, kernel)
-        work = [body.bundles for body in bundles.work(pieces)]
+        inside = work = [body.bundles for body in bundles.work(pieces)]
         if kernel == "interval_forward":  # written as whole, whole small, masked, masked small
             whole, small_whole, masked, small_masked = work
             work = whole, masked, small_whole, small_masked
-        outside = sum(body.bundles for body in pieces) - sum(work)
+        if kernel == "interval_shift":  # one body, with the mask
+            work = 2 * work
+        outside = sum(body.bundles for body in pieces) - sum(inside)
         row = Row(kernel, chip, "{} x {}".format(*tile), *work)
         rows.append(row._replace(outside=outside, seconds=found.seconds))
     return rows

@@ -144,12 +144,13 @@ class Steps(NamedTuple):
     count: np.ndarray  # int32 [...]
 
 
-def steps(tiles: Tiles, capacity: int | None = None) -> Steps:
+def steps(tiles: Tiles, capacity: int | None = None, every_row: bool = True) -> Steps:
     """Returns the walk over the seen tiles of each pack, for NumPy and traced JAX arrays alike.
 
     Args:
       capacity: most steps of a pack; None means one a tile, which no pack exceeds. Traced arrays
         cannot raise: `count` then tells that steps are missing from `code`.
+      every_row: a row without a seen tile is one step; else it is none.
 
     Raises:
       ValueError: a pack needs more steps than `capacity`; the message names it.
@@ -159,7 +160,9 @@ def steps(tiles: Tiles, capacity: int | None = None) -> Steps:
     assert rows <= MOST_ROWS and columns <= MOST_COLUMNS, (rows, columns)
     row, column = np.arange(rows, dtype=np.int32)[:, None], np.arange(columns, dtype=np.int32)
     place = (row << ROW_SHIFT) | (column << COLUMN_SHIFT)
-    visited = tiles.seen | (~tiles.seen.any(-1)[..., None] & (column == 0))
+    visited = tiles.seen
+    if every_row:
+        visited = visited | (~tiles.seen.any(-1)[..., None] & (column == 0))
     before = numbers.cumsum(visited.astype(np.int32), axis=-1)
     flags = (
         numbers.where(before == 1, FIRST, 0)

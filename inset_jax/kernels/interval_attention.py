@@ -17,6 +17,7 @@ from inset_jax.kernels import interval_form as forms
 from inset_jax.kernels.interval_backward import backward
 from inset_jax.kernels.interval_form import Block, Form
 from inset_jax.kernels.interval_forward import forward
+from inset_jax.kernels.interval_shift import exact
 
 
 def pallas(
@@ -71,9 +72,12 @@ def _attention_forward(query, key, value, visibility, form: Form):
 
 def _attention_backward(form: Form, residual, grad):
     query, key, value, visibility, out, lse = residual
-    form = forms.for_backward(form)
-    statistics = _lay_statistics(lse, form)
+    whole, form = form, forms.for_backward(form)
+    lse = _lay_statistics(lse, form)
     queries = tuple(_lay_queries(x, form) for x in (query, out, grad))
+    whole = whole._replace(per_step=form.per_step)  # with all keys, however long
+    every_pair = _lay_keys(key, value, whole)
+    statistics = exact((queries[0], queries[2]), lse, every_pair, visibility, whole)
     window = form.columns * form.block.key
     grad_query, grads = 0.0, []
     for start in range(0, key.shape[1], window):

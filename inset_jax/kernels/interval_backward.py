@@ -20,6 +20,7 @@ from inset_jax.core.visibility import FIRST, LAST, RUN
 from inset_jax.core.visibility import MASKED as IS_MASKED
 from inset_jax.kernels.interval_form import (
     SUBLANES,
+    UNSEEN,
     Form,
     Walk,
     column_of,
@@ -33,7 +34,7 @@ VMEM_BYTES = 20 << 20  # beside the gradients of a pack's keys and values
 
 def backward(
     queries: tuple[jax.Array, jax.Array, jax.Array],
-    lse: jax.Array,
+    statistics: tuple[jax.Array, jax.Array],
     pairs: tuple[jax.Array, jax.Array],
     walk: Walk,
     form: Form,
@@ -42,7 +43,8 @@ def backward(
 
     Args:
       queries: [R, H x width] each: queries, the forward result, and the gradient of it.
-      lse: float32 [head sets x statistics, R] from the forward kernel, sets of `form.per_step`.
+      statistics: float32 [head sets x statistics, R] each, sets of `form.per_step`: log-sum-exps,
+        and the shifts of rows that see few keys (`interval_shift`), UNSEEN in others.
       pairs: keys and values, [C, N x width].
 
     Returns:
@@ -51,7 +53,6 @@ def backward(
     query, key = queries[0], pairs[0]
     block, per_step = form.block, form.per_step
     heads = per_step * form.group
-    statistics = form.statistics
     of_query = lambda s, t, code: (row_of(code[t]), s)
     of_key = lambda s, t, code: (column_of(code[t]), s)
     of_mask = lambda s, t, code: (0, column_of(code[t]))
@@ -60,6 +61,7 @@ def backward(
     query_spec = pl.BlockSpec((block.query, heads * form.width), of_query)
     key_spec = pl.BlockSpec((block.key, per_step * form.width), of_key)
     mask_spec = pl.BlockSpec((1, block.key), of_mask)
+    statistics_spec = pl.BlockSpec((form.statistics, block.query), of_statistics)
     window = (form.columns * block.key, per_step * form.width)
     window_spec = pl.BlockSpec(window, of_pack, pipeline_mode=pl.Buffered(1))
     grid = pltpu.PrefetchScalarGridSpec(
@@ -69,7 +71,8 @@ def backward(
             query_spec,
             query_spec,
             query_spec,
-            pl.BlockSpec((statistics, block.query), of_statistics),
+            statistics_spec,
+            statistics_spec,
             key_spec,
             key_spec,
             mask_spec,
@@ -98,10 +101,10 @@ def backward(
         ),
         interpret=form.interpret,
     )
-    return call(walk.code, *queries, lse, *pairs, walk.low, walk.length)
+    return call(walk.code, *queries, *statistics, *pairs, walk.low, walk.length)
 
 
-def _kernel(code, query, out, grad, lse, key, value, low, length, *results, form: Form):
+def _kernel(code, query, out, grad, lse, exact, key, value, low, length, *results, form: Form):
     grad_query, grad_key, grad_value, shift, turned, hidden = results
     step = code[pl.program_id(1)]
     row = row_of(step)
@@ -117,7 +120,7 @@ def _kernel(code, query, out, grad, lse, key, value, low, length, *results, form
     @pl.when(is_first)
     def _():
         turned[...] = jnp.zeros_like(turned)
-        _shifts(shift, out, grad, form)
+        _shifts(shift, out, grad, exact, form)
 
     def tile(masked: bool):
         if masked:
@@ -153,13 +156,17 @@ def _kernel(code, query, out, grad, lse, key, value, low, length, *results, form
             grad_query[:, own] = (turned[head].T * form.scale).astype(grad_query.dtype)
 
 
-def _shifts(shift, out, grad, form: Form):
+def _shifts(shift, out, grad, exact, form: Form):
     """What the softmax's sum of one takes back: grad . out of every row, one row of lanes a head.
 
-    The sum over lanes is a product with ones, which also turns the result.
+    The sum over lanes is a product with ones, which also turns the result. Rows that see few keys
+    bring theirs.
     """
     ones = jnp.ones((SUBLANES, form.width), jnp.float32)
     for head in range(shift.shape[0] // SUBLANES):
         own = slice(head * form.width, (head + 1) * form.width)
         product = out[:, own].astype(jnp.float32) * grad[:, own].astype(jnp.float32)
-        shift[head * SUBLANES : (head + 1) * SUBLANES] = dot(ones, product, (1, 1))
+        given = jnp.broadcast_to(exact[head : head + 1], (SUBLANES, shift.shape[1]))
+        shift[head * SUBLANES : (head + 1) * SUBLANES] = jnp.where(
+            given < UNSEEN, given, dot(ones, product, (1, 1))
+        )

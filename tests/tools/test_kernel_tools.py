@@ -99,6 +99,9 @@ def test_work_follows_the_visible_pairs_of_planned_packs():
     assert few.all_tiles == many.all_tiles and many.tiles < few.tiles / 2
     for found in (few, many):
         assert found.pairs <= 256 * 256 * found.tiles
+        # rows that see few keys begin an example
+        assert 0 < found.few_rows <= min(found.few, 2 * found.examples)
+        assert found.few < found.tiles / 3
     assert few.pairs > 0.8 * 256 * 256 * few.tiles
     model = Row("interval_forward", "v6e", "256 x 256", 1000, 1100, 800, 900, outside=500)
     assert kernel_packs.milliseconds("v6e", model, many, True) < kernel_packs.milliseconds(
