@@ -34,6 +34,7 @@ setup(
         "safetensors>=0.8.0",
         "numpy>=2.1",
         "Pillow>=11",
+        "simplejpeg>=1.9",
         "tensorboardX>=2.6.4",
         "absl-py>=2.1",
     ],

@@ -142,6 +142,42 @@ def test_more_patches_than_the_table_has_are_refused():
         image.place_ids(80, 3, 70)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (65, 67), (320, 241)])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_jpegs_are_decoded_to_the_bit_as_pil_decodes_them(size, progressive, subsampling):
+    random = np.random.default_rng(size[0])
+    smooth = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size)
+    noisy = np.asarray(smooth) + random.normal(0, 9, (*size[::-1], 1))
+    picture = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    for quality in (30, 75, 95, 100):
+        options = dict(quality=quality, progressive=progressive, subsampling=subsampling)
+        data = encoded(picture, "JPEG", **options)
+        assert image._from_jpeg(data).size == size
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(image.load(data), expected)
+
+
+def test_other_jpegs_are_left_to_pil(monkeypatch):
+    monkeypatch.setattr(image, "_from_jpeg", lambda data: pytest.fail("not one for it"))
+    red = Image.new("RGB", (20, 10), RED)
+    turned = red.getexif()
+    turned[image.ORIENTATION] = 6
+    assert image.load(encoded(red, "JPEG", exif=turned)).size == (10, 20)
+    assert pixel(encoded(red.convert("L"), "JPEG")) == 3 * (pixel(encoded(red.convert("L")))[0],)
+    assert image.load(encoded(red.convert("CMYK"), "JPEG")).mode == "RGB"
+    whole = encoded(red, "JPEG")
+    assert image.load(Image.open(io.BytesIO(whole))).size == (20, 10)
+
+
+def test_a_jpeg_that_only_pil_reads_is_read(monkeypatch):
+    def refuse(data):
+        raise ValueError("odd")
+
+    monkeypatch.setattr(image, "_from_jpeg", refuse)
+    assert image.load(encoded(Image.new("RGB", (20, 10), RED), "JPEG")).size == (20, 10)
+
+
 def test_a_truncated_file_is_named(tmp_path):
     random = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(random))
