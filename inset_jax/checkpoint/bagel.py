@@ -117,6 +117,7 @@ def to_files(config: ModelConfig) -> dict[str, dict]:
     for found, wanted, field in (
         (config.prediction, "velocity", "prediction"),
         (config.null_token, False, "null_token"),
+        (config.time_scale, 1.0, "time_scale"),
         (llm.query_heads * llm.head_dim, llm.model_dim, "llm.query_heads * llm.head_dim"),
     ):
         if found != wanted:

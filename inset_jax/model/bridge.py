@@ -30,14 +30,15 @@ class Connector(nnx.Module):
 class TimeEmbedding(nnx.Module):
     """Diffusion time in [0, 1] to the model's width: 256 waves, Linear, SiLU, Linear."""
 
-    def __init__(self, model_dim: int, rngs: nnx.Rngs):
+    def __init__(self, model_dim: int, scale: float, rngs: nnx.Rngs):
         self.fc1 = Linear((TIME_FREQUENCIES, model_dim), ("small", "embed"), rngs)
         self.fc2 = Linear((model_dim, model_dim), ("embed", "mlp"), rngs)
+        self.scale = scale  # BAGEL: 1, where all waves are within one radian
 
     def __call__(self, timestep: jax.Array, dtype) -> jax.Array:
         """timestep float32 [P, G] -> [P, G, M]."""
         # where tokens are many and weights small, a partitioner would rather gather the tokens
-        waves = constrain(time_waves(timestep).astype(dtype), ACTIVATION)
+        waves = constrain(time_waves(timestep * self.scale).astype(dtype), ACTIVATION)
         hidden = constrain(self.fc1(waves), ACTIVATION)
         return constrain(self.fc2(jax.nn.silu(hidden)), ACTIVATION)
 
@@ -50,14 +51,17 @@ def time_waves(timestep: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def sincos_table(model_dim: int, side: int) -> np.ndarray:
+def sincos_table(model_dim: int, side: int, ratio: float = 10000.0) -> np.ndarray:
     """The frozen 2-D table, float32 [side * side, M], row = row * side + column.
 
     The column fills the first half of the channels and the row the second, each as sines, then
     cosines (MAE's table, as BAGEL uses it).
+
+    Args:
+      ratio: of the longest wave to the shortest, whose length is 2 pi places.
     """
     quarter = model_dim // 4
-    frequency = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float64) / quarter)
+    frequency = 1.0 / ratio ** (np.arange(quarter, dtype=np.float64) / quarter)
     angle = np.arange(side, dtype=np.float64)[:, None] * frequency
     line = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     rows, columns = np.divmod(np.arange(side * side), side)

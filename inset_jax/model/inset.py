@@ -44,12 +44,12 @@ class Inset(nnx.Module):
         self.llm = LanguageModel(config.llm, rngs)
         self.vit = Vit(config.vit, rngs)
         self.connector = bridge.Connector(config.vit.width, model, rngs)
-        self.connector_position = frozen_table(model, config.connector_side, rngs)
-        self.time = bridge.TimeEmbedding(model, rngs)
+        self.connector_position = frozen_table(config, config.connector_side, rngs)
+        self.time = bridge.TimeEmbedding(model, config.time_scale, rngs)
         self.latent_in = Linear((latent, model), ("small", "embed"), rngs)
         # zero, so that the first prediction of an untrained head is zero (BAGEL)
         self.latent_out = Linear((model, latent), ("embed", "small"), rngs, init=layers.zeros)
-        self.latent_position = frozen_table(model, config.latents.max_side, rngs)
+        self.latent_position = frozen_table(config, config.latents.max_side, rngs)
         if config.null_token:
             self.null = Table((2, model), ("small", "embed"), rngs)  # rows: text, image
         self.config = config
@@ -142,10 +142,12 @@ class Inset(nnx.Module):
         return {"und": und, "gen": gen}, timestep
 
 
-def frozen_table(model_dim: int, side: int, rngs: nnx.Rngs) -> Table:
+def frozen_table(config: ModelConfig, side: int, rngs: nnx.Rngs) -> Table:
     """A sin-cos table: a parameter, so that checkpoints carry it, but never trained."""
-    init = lambda key, shape, dtype: jnp.asarray(bridge.sincos_table(model_dim, side), dtype)
-    return Table((side * side, model_dim), ("small", "embed"), rngs, init=init)
+    shape = (side * side, config.llm.model_dim)
+    rows = lambda: bridge.sincos_table(shape[1], side, config.position_ratio)
+    init = lambda key, shape, dtype: jnp.asarray(config.position_scale * rows(), dtype)
+    return Table(shape, ("small", "embed"), rngs, init=init)
 
 
 def create(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, Params]:

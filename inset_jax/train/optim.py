@@ -120,6 +120,7 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
             muon = _muon(matrices)
             before = muon.init(matrices)._replace(count=count, **state["muon"])
             turned, moments = muon.update(matrices, before)
+            moves = jax.tree.map(lambda move: move * config.adam_lr_ratio, moves)
             moves = merge(moves, _scaled(turned))
             new_state["muon"] = _moments(moments)
         learning_rate = jnp.asarray(rate(count), jnp.float32)

@@ -84,6 +84,7 @@ def test_a_missing_or_broken_file_is_named(folder, tmp_path):
     [
         ({"prediction": "clean"}, "prediction is 'clean', not 'velocity'"),
         ({"null_token": True}, "null_token is True, not False"),
+        ({"time_scale": 30.0}, "time_scale is 30.0, not 1.0"),
         ({"llm__head_dim": 8}, r"query_heads \* llm.head_dim is 32, not 64"),
     ],
 )

@@ -208,3 +208,18 @@ def test_a_null_token_stands_for_a_dropped_modality():
     x = model.embed_und(jnp.asarray([[5, 0]]), jnp.asarray([[-1, NULL_TEXT]]), None, COMPUTE)
     np.testing.assert_array_equal(x[0, 0], params["llm"]["embed"]["table"][5])
     np.testing.assert_array_equal(x[0, 1], params["null"]["table"][0])
+
+
+def test_position_tables_of_small_pictures_may_have_shorter_waves_and_more_weight():
+    near = lambda config: np.asarray(inset.create(config, 0)[1]["latent_position"]["table"])
+    usual, short = near(TINY), near(edit(TINY, position_ratio=2.0, position_scale=3.0))
+    distance = lambda table: np.linalg.norm(table[0] - table[1])  # of neighbours in a row
+    assert distance(short / 3) > 1.5 * distance(usual)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 3 * np.linalg.norm(usual, axis=1))
+
+
+def test_a_time_scale_turns_the_waves_of_timesteps_faster():
+    waves = lambda config, t: inset.bind(*inset.create(config, 0)).time(jnp.array([t]), jnp.float32)
+    fast = edit(TINY, time_scale=30.0)
+    np.testing.assert_allclose(waves(fast, 0.02), waves(TINY, 0.6), rtol=1e-5)
+    assert not np.allclose(waves(fast, 0.02), waves(TINY, 0.02))

@@ -130,6 +130,21 @@ def test_average_has_no_warm_up():
     np.testing.assert_allclose(ema["a"], [0.9, 0.9])
 
 
+def test_beside_muon_adamw_may_have_a_rate_of_its_own():
+    config = replace(ADAMW, name="muon", warmup_steps=0)
+    trained, _ = optim.split(tree(0), ())
+    grads, _ = optim.split(tree(1), ())
+    moves = []
+    for ratio in (1.0, 0.25):
+        optimizer = optim.create(replace(config, adam_lr_ratio=ratio), 10)
+        moved, _, _ = optimizer.update(grads, optimizer.init(trained), trained)
+        moves.append(jax.tree.map(jnp.subtract, moved, trained)["llm"])
+    whole, part = moves
+    np.testing.assert_allclose(part["embed"]["table"], 0.25 * whole["embed"]["table"], rtol=1e-5)
+    matrix = lambda move: move["layers"]["und"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(matrix(part), matrix(whole))
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_state_has_logical_names_for_every_array(name):
     config = replace(ADAMW, name=name)
