@@ -44,11 +44,14 @@ def model() -> ModelConfig:
         ),
         vit=VitConfig(width=96, layers=2, heads=3, mlp_dim=192, patch=8, side=8),
         vae=VaeConfig(
-            kind="linear", multipliers=(1,) * 5, latent_channels=96, scale=1.0, shift=0.0
+            kind="linear", multipliers=(1,) * 4, latent_channels=32, scale=1.0, shift=0.0
         ),
-        latents=LatentConfig(patch=1, max_side=8),
+        latents=LatentConfig(patch=1, max_side=16),
         tokens=TokenConfig(text_start=508, text_end=509, image_start=510, image_end=511),
         connector_side=8,
+        position_ratio=4.0,
+        position_scale=2.0,
+        time_scale=30.0,
         prediction="clean",
     )
 
@@ -59,10 +62,10 @@ def experiment() -> Config:
         model=model(),
         compute=ComputeConfig(dtype="float32", remat="dots", cross_entropy_chunk=256),
         data=DataConfig(
-            packs=32,  # of one sentence: attention costs the square of a pack
-            capacity=CapacityConfig(und=72, gen=48, vit=32, cross_entropy=40, examples=2),
+            packs=8,
+            capacity=CapacityConfig(und=240, gen=192, vit=144, cross_entropy=128, examples=5),
             vit_size=SizeLimits(max_side=32, min_side=32, stride=8),
-            vae_size=SizeLimits(max_side=128, min_side=64, stride=16),
+            vae_size=SizeLimits(max_side=128, min_side=64, stride=8),
             dropout=DropoutConfig(
                 example_text=0.05,
                 example_images=0.05,
@@ -71,14 +74,15 @@ def experiment() -> Config:
                 segment_vit=0.0,
                 segment_vae=0.0,
             ),
-            max_example_tokens=120,
+            max_example_tokens=432,
             posterior="mean",
             workers=1,
             prefetch=4,
         ),
         optimizer=OptimizerConfig(
             name="muon",
-            peak_lr=1e-2,
+            peak_lr=2e-2,
+            adam_lr_ratio=0.1,
             warmup_steps=50,
             schedule="cosine",
             final_lr_ratio=0.02,
@@ -86,7 +90,8 @@ def experiment() -> Config:
             ema_decay=0.99,
             first_step_zero=False,
         ),
-        loss=LossConfig(timestep_shift=4.0),
+        # few sentences are to be written, and one batch's few words must not outweigh its pictures
+        loss=LossConfig(timestep_shift=4.0, cross_entropy_weight=0.02),
         run=RunConfig(
             steps=1000,
             log_every=25,
