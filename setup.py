@@ -35,6 +35,7 @@ setup(
         "numpy>=2.1",
         "Pillow>=11",
         "simplejpeg>=1.9",
+        "scipy>=1.13",
         "tensorboardX>=2.6.4",
         "absl-py>=2.1",
     ],

@@ -1,0 +1,69 @@
+"""Cuts an object out of a photograph, as a small square picture for a sentence.
+
+    python -m tools.cut_object photo.jpg mug.png
+    python -m inset_jax.generate --checkpoint out/demo/run --out mine.png \\
+        --prompt "A [img:mug.png] on a blue ground."
+
+The object has to stand free, its ground reach the photograph's border; else name it with --box.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tools import outcome
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.cut_object",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("photograph", help="a picture file")
+    flag("out", help="picture file to write, PNG by name")
+    flag("--side", type=int, default=128, help="pixels of the result (%(default)s)")
+    flag("--ground", default="", help="a colour to put it on; without, the photograph's own ground")
+    flag("--box", type=box, help="left,top,right,bottom in pixels, instead of looking for it")
+    options = parser.parse_args(arguments)
+    if options.side < 1:
+        parser.error("--side: at least 1 pixel")
+    if options.box and options.ground:
+        parser.error("--ground needs the object's outline, which --box does not give")
+    return outcome.status(lambda: _cut(options), failure=1)
+
+
+def box(text: str) -> tuple[int, int, int, int]:
+    """Parses left,top,right,bottom: an argparse type."""
+    left, top, right, bottom = (int(number) for number in text.split(","))
+    if left >= right or top >= bottom:
+        raise ValueError(text)
+    return left, top, right, bottom
+
+
+def _cut(options: argparse.Namespace) -> None:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from inset_jax.engine import cutting
+
+    try:
+        with Image.open(options.photograph) as opened:
+            photograph = ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{options.photograph}: no picture that can be read") from error
+    if options.box:
+        cut = cutting.Cut(cutting.square(options.box), None)
+    else:
+        try:
+            cut = cutting.find(photograph)
+        except ValueError as error:
+            raise ValueError(f"{options.photograph}: {error} with --box") from error
+    cutting.crop(photograph, cut, options.side, options.ground).save(options.out)
+    left, top, right, bottom = cut.box
+    print(f"{options.out}: pixels {left},{top} to {right},{bottom} of {options.photograph}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
