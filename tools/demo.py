@@ -23,13 +23,11 @@ TOKENIZER = "assets/demo/weights/tokenizer.json"
 WEIGHTS = "assets/demo/weights"  # docs/demo.md says how they were trained
 CONFIG = "configs/demo.py"
 SEED = 0
-# Weights of scenes with 1, 2, ... objects, and of engine.world.KINDS.
-MANY = ((0.1, 0.3, 0.2, 0.15, 0.1, 0.05, 0.05, 0.05), (0.8, 0.05, 0.09, 0.03, 0.03))
-FEW = ((1.0, 1.0), (0.94, 0.0, 0.0, 0.03, 0.03))  # what minutes from random weights are spent on
-MOST_SHOWN = 5  # references of a sentence on the page
+OBJECTS = (1.0, 1.0)  # weights of scenes with one object and with two
+KINDS = (0.94, 0.0, 0.0, 0.03, 0.03)  # and of engine.world.KINDS
 GOING_ON = {"peak_lr": 2e-3, "warmup_steps": 20}  # weights that are trained want small steps
 STEPS = 200  # of going on; from scratch the config says how many
-# One sentence a pack: attention costs the square of a pack.
+# From scratch, one sentence a pack: attention costs the square of a pack.
 SHORT_PACKS = {
     "packs": 32,
     "max_example_tokens": 128,
@@ -56,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     say(1, "the small world: scenes, sentences and pictures")
     scenes = options.scenes or (24000 if options.from_scratch else 4000)
-    drawn = build_world(folder, scenes, options.held_out, FEW if options.from_scratch else MANY)
+    drawn = build_world(folder, scenes, options.held_out)
     say(2, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
     run, command = folder / "run", train_command(folder, options)
     killed = run_until_checkpoint(command, run)
@@ -84,7 +82,7 @@ def say(number: int, what: str) -> None:
     print(f"\n[{number}/5] {what}", flush=True)
 
 
-def build_world(folder: pathlib.Path, scenes: int, held_out: int, shares) -> list:
+def build_world(folder: pathlib.Path, scenes: int, held_out: int) -> list:
     """Writes records and prompts; returns the scenes behind the prompts."""
     from inset_jax.core import overrides
     from inset_jax.data import text
@@ -92,19 +90,17 @@ def build_world(folder: pathlib.Path, scenes: int, held_out: int, shares) -> lis
 
     config = overrides.load(CONFIG).model
     art = artwork.load(ARTWORK)
-    world = world_records.config_of(*shares)
+    world = world_records.config_of(OBJECTS, KINDS)
     drawn = {
         "train": list(world_records.scenes(art, "train", SEED, scenes, world)),
         "validation": list(world_records.scenes(art, "validation", SEED, 4 * held_out, world)),
     }
     words = text.load(TOKENIZER, config.tokens, config.llm.vocab_size)
     world_records.write_world(folder, drawn, words, encoder(config))
-    fits = lambda s: s.kind == "image-interleaved" and 1 < len(s.references) <= MOST_SHOWN
-    chosen = sorted(filter(fits, drawn["validation"]), key=lambda s: len(s.references))
-    chosen = chosen[:: max(len(chosen) // held_out, 1)][:held_out]
-    world_records.write_prompts(folder / "held_out", chosen)
+    chosen = [s for s in drawn["validation"] if s.kind == "image-interleaved" and len(s.things) > 1]
+    world_records.write_prompts(folder / "held_out", chosen[:held_out])
     print(f"{scenes} training scenes, {len(drawn['validation'])} held out, in {folder}")
-    return chosen
+    return chosen[:held_out]
 
 
 def encoder(config):
