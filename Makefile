@@ -8,7 +8,7 @@ RUN := JAX_PLATFORMS=cpu $(VENV)/bin/python
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	--constraint requirements/constraints.txt --editable
 
-.PHONY: demo demo-from-scratch test lint clean
+.PHONY: demo demo-from-scratch test lint pod-rehearsal clean
 
 demo: $(VENV)/installed
 	$(RUN) -m tools.demo
@@ -31,6 +31,9 @@ $(VENV)/installed: setup.py requirements/constraints.txt
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(INSTALL) ".[test]"
 	touch $@
+
+pod-rehearsal: $(VENV)/installed
+	$(RUN) -m tools.rehearse
 
 clean:
 	rm -rf out

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         status = _told(error)
         if group is not None:
+            if status is None:
+                traceback.print_exc()
             group.fail(error)  # and so ends the other processes; does not return
         if status is None:
             raise

@@ -51,8 +51,8 @@ def _damage(directory: pathlib.Path, step: int) -> list[str]:
         items = store.read_meta(directory, step)["items"]
         for item in items:
             store.verify(directory, step, item)
-    except ValueError as error:
-        return [str(error)]
+    except (ValueError, OSError, KeyError) as error:  # a disk that cannot read is damage too
+        return [f"step {step}: {error}"]
     return []
 
 

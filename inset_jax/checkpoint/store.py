@@ -24,7 +24,7 @@ from etils import epath
 
 import inset_jax
 from inset_jax.checkpoint import differences, digest, errors, plain, unfinished
-from inset_jax.core import overrides
+from inset_jax.core import overrides, processes
 from inset_jax.core.config import ModelConfig
 
 FORMAT = 1  # of this layout, stored in meta
@@ -66,6 +66,9 @@ class Store:
         except OSError as error:
             raise ValueError(f"{directory}: cannot hold checkpoints: {error}") from error
         self._find_best()
+        # a process that cannot read its share of a file must not save where the others do not
+        best = processes.gather(self._kept.best)[0]
+        self._kept.best = best and tuple(best)
 
     def __enter__(self) -> Store:
         return self

@@ -34,6 +34,7 @@ CHOICES = {
 # inclusive ranges of numbers (of every entry of a tuple): low, high, group, fields; None is open
 RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "model", "connector_side"),
+    (1e-6, None, "model", "position_ratio position_scale time_scale"),
     (1, None, "model.llm", "vocab_size model_dim layers query_heads kv_heads head_dim mlp_dim"),
     (1e-38, None, "model.llm", "rope_theta norm_eps"),
     (1, None, "model.vit", "width heads mlp_dim patch side"),
@@ -49,7 +50,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (0, None, "data.capacity", "attention_tiles"),
     (0, 1, "data.dropout", "example_text example_images example_both"),
     (0, 1, "data.dropout", "segment_text segment_vit segment_vae"),
-    (0, None, "optimizer", "peak_lr warmup_steps weight_decay"),
+    (0, None, "optimizer", "peak_lr adam_lr_ratio warmup_steps weight_decay"),
     (0, 1, "optimizer", "final_lr_ratio ema_decay"),
     (0, 0.999999, "optimizer", "beta1 beta2"),
     (1e-38, None, "optimizer", "eps clip_norm"),
@@ -289,6 +290,11 @@ def _data(config: Config) -> Iterator[str]:
 
 def _warmup(config: Config | AutoencoderConfig) -> Iterator[str]:
     optimizer, run = config.optimizer, config.run
+    if optimizer.name != "muon" and optimizer.adam_lr_ratio != 1:
+        yield (
+            f"optimizer.adam_lr_ratio={optimizer.adam_lr_ratio:g} is for what Muon leaves, but "
+            f"optimizer.name={optimizer.name!r}: set peak_lr alone and leave the ratio at 1"
+        )
     if optimizer.schedule == "cosine" and optimizer.warmup_steps >= run.steps > 0:
         yield (
             f"optimizer.warmup_steps={optimizer.warmup_steps} leaves nothing of run.steps="

@@ -108,6 +108,7 @@ def words(slice_: Slice) -> list[str]:
         f"{sampling.REFERENCE_SIDE} px (or the largest the model reads) between texts of "
         f"{sampling.TEXT_TOKENS} tokens",
         "the autoencoder's weights are float32; sizes count as they are padded",
+        "every evaluation is taken as guided, also outside sample.interval",
         "a program takes as long as its operations, or as reading the layers' weights once, if that"
         " is longer; then the collectives that nothing hides",
         *estimate.words(slice_),

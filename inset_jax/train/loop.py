@@ -336,7 +336,7 @@ class _Run:
         self.saved = number, time.monotonic()
 
     def _draw(self, number: int) -> None:
-        """Calls the preview with the averaged weights; a picture that fails stops nothing."""
+        """Calls the preview with the averaged weights; one process goes on without a picture."""
         if self.preview is None:
             return
         params = {"model": optim.merge(self.state["params"], self.state["ema"]), "vae": self.vae}
@@ -345,6 +345,8 @@ class _Run:
         try:
             paths = self.preview(self.config, params, number, folder)
         except (ValueError, OSError) as error:
+            if jax.process_count() > 1:
+                raise  # the others are drawing, and would wait for this process for ever
             print(f"step {number}: no picture: {error}")
             return
         for path in paths if self.journal.writer is not None else ():

@@ -120,12 +120,15 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
             muon = _muon(matrices)
             before = muon.init(matrices)._replace(count=count, **state["muon"])
             turned, moments = muon.update(matrices, before)
-            moves = jax.tree.map(lambda move: move * config.adam_lr_ratio, moves)
             moves = merge(moves, _scaled(turned))
             new_state["muon"] = _moments(moments)
         learning_rate = jnp.asarray(rate(count), jnp.float32)
-        decay = learning_rate * config.weight_decay
-        step = lambda path, p, u: p - learning_rate * u - (decay * p if _decays(path) else 0)
+
+        def step(path, p, u):
+            beside = matrices and not is_block_matrix("/".join(key.key for key in path))
+            own = learning_rate * config.adam_lr_ratio if beside else learning_rate
+            return p - own * u - (own * config.weight_decay * p if _decays(path) else 0)
+
         moved = jax.tree_util.tree_map_with_path(step, trained, moves)
         return moved, new_state, {"grad_norm": norm, "learning_rate": learning_rate}
 

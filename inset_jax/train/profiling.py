@@ -40,18 +40,20 @@ class Profiler:
 
     def ask(self, step: int) -> None:
         """Plans a trace from `step` on; called by all processes in the same round."""
+        # what was asked for in the round before may still be on its way
+        if self._last is not None or step <= self._began + 1:
+            return
         if jax.process_index() == 0:
             (self._workdir / ASK).unlink(missing_ok=True)
-        # what was asked for in the round before may still be on its way
-        if self._last is None and step > self._began + 1:
-            self._plans.append((step, step + STEPS - 1))
+        self._plans.append((step, step + STEPS - 1))
 
     def before(self, step: int) -> None:
         """Starts the trace that begins with this step, unless another is on its way."""
-        due = [plan for plan in self._plans if plan[0] == step]
+        due = [plan for plan in self._plans if plan[0] <= step <= plan[1]]
         if not due or self._last is not None:
             return
-        self._began, self._last = due[0]
+        self._plans.remove(due[0])
+        self._began, self._last = step, due[0][1]
         jax.profiler.start_trace(str(self._folder(step)))
 
     def after(self, step: int, result) -> None:

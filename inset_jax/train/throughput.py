@@ -35,12 +35,18 @@ class Throughput:
         self._chip = chips.of_kind(jax.devices()[0].device_kind)
         self._load = np.zeros(len(work.Load._fields))
         self._last = self._load  # of the last step alone
+        self._room = dict.fromkeys(STREAMS, 0)  # tokens that the last step's packs could hold
         self._steps, self._seconds = 0, dict(watch.seconds)
 
     def add(self, packs: Sequence[Pack]) -> None:
         """Counts a step, by the packs [P, ...] of its batches."""
         self._last = np.sum([work.held(pack) for pack in packs], axis=0)
         self._load = self._load + self._last
+        # of the packs, not of the config: a curriculum may change their sizes
+        slots = lambda pack: (pack.und_example, pack.gen_example, pack.vit_place)
+        self._room = dict(
+            zip(STREAMS, (sum(x.size for x in own) for own in zip(*map(slots, packs))))
+        )
         self._steps += 1
 
     def forget(self) -> None:
@@ -57,6 +63,7 @@ class Throughput:
         told = {
             "load": (self._load * self._counts).tolist(),
             "last": (self._last * self._counts).tolist(),
+            "room": [size * self._counts for size in self._room.values()],
             "steps": self._steps,
             "seconds": {kind: seconds for kind, seconds in lasted.items() if seconds > 0},
             "memory": _memory(),
@@ -73,7 +80,12 @@ class Throughput:
         """
         first, steps = told[0]["seconds"], told[0]["steps"]
         last = work.Load(*np.sum([one["last"] for one in told], axis=0))
-        values = self._fill(last)
+        room = np.sum([one["room"] for one in told], axis=0)
+        values = {
+            f"fill/{stream}": getattr(last, stream) / float(size)
+            for stream, size in zip(STREAMS, room, strict=True)
+            if size
+        }
         kinds = ("data", "step", "bad")
         if steps:
             values |= {f"time/{k}": first.get(k, 0.0) / steps for k in kinds[:2]}
@@ -95,16 +107,6 @@ class Throughput:
         if self._chip:
             values["mfu"] = rate / self._chip.flops
         return values | _hosts(told) | _fullest(told)
-
-    def _fill(self, last: work.Load) -> dict[str, float]:
-        """Shares of the capacities of the last step's packs that hold something."""
-        packs = self._config.data.packs * self._config.optimizer.accumulation
-        room = self._config.data.capacity
-        return {
-            f"fill/{stream}": getattr(last, stream) / (getattr(room, stream) * packs)
-            for stream in STREAMS
-            if getattr(room, stream)
-        }
 
 
 def slow_host(told: Sequence[dict[str, Any]], values: dict[str, float]) -> str:

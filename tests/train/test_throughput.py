@@ -54,7 +54,7 @@ def told(data, steps=4, host="a", load=(400, 200, 100, 40, 9000, 640), memory=()
     seconds = {"data": data, "step": 1.5, "bad": 0.5 - data / 4, "save": 0.7}
     last = [x / 4 for x in load]
     return {
-        "load": list(load), "last": last, "steps": steps,
+        "load": list(load), "last": last, "steps": steps, "room": [160, 80, 60],
         "seconds": seconds, "memory": list(memory), "host": host,
     }  # fmt: skip
 
@@ -71,8 +71,7 @@ def test_rates_are_those_of_all_processes_in_the_time_of_steps(speed, config):
     assert values["time/save"] == 0.7 and values["time/step"] == 1.5 / 4
     assert values["tokens_per_second"] == 1200 / 2.0
     assert [values[f"tokens_per_second/{s}"] for s in ("und", "gen", "vit")] == [400, 200, 100]
-    room = config.data.capacity
-    assert values["fill/und"] == 200 / (2 * room.und) and values["fill/vit"] == 50 / (2 * room.vit)
+    assert values["fill/und"] == 200 / 320 and values["fill/vit"] == 50 / 120
     work_done = work.total(work.parts(config, work.Load(*told(0)["load"]))).model * 2
     assert values["tflops_per_chip"] == pytest.approx(work_done / 2.0 / 1e12)
     assert "mfu" not in values and "hbm/gib" not in values  # CPUs have neither
@@ -108,6 +107,9 @@ def test_counts_begin_anew_after_a_line_and_shared_packs_count_once(config, make
     assert own["load"] == own["last"] == both.tolist() and own["steps"] == 1
     assert not any(none["load"]) and not any(none["last"])
     assert json.loads(json.dumps(own)) == own
+    pack = make_pack(0)
+    assert own["room"] == [2 * x.size for x in (pack.und_example, pack.gen_example, pack.vit_place)]
+    assert none["room"] == [0, 0, 0]
     again = speed.own()
     assert not any(again["load"]) and again["steps"] == 0 and again["seconds"] == {}
     assert "steps_per_second" not in speed.figures([again])
