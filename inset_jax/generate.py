@@ -101,7 +101,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the first picture; the next ones count up")
     add("--pictures", type=int, default=1, metavar="N", help="pictures of each prompt")
     add("--batch", type=int, metavar="N", help="prompts in one run (default 4, or a mesh's packs)")
-    add("--height", type=int, metavar="PX", help="default: the source's, or the model's largest")
+    add(
+        "--height",
+        type=int,
+        metavar="PX",
+        help="default: the source's, or the checkpoint's (sample.side)",
+    )
     add("--width", type=int, metavar="PX")
 
     flow = flags.add_argument_group("sampling (default: the checkpoint's, or the mode's preset)")

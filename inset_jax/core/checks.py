@@ -61,6 +61,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "run", "log_every save_every keep validation_packs max_bad_steps spike_window"),
     (0, None, "run", "save_minutes spike watchdog_minutes"),
     (1, None, "run", "profile_steps"),
+    (0, None, "sample", "side"),
     (2, None, "sample", "num_timesteps"),
     (1e-6, None, "sample", "shift"),
     (0, 1, "sample", "interval renorm_min"),

@@ -264,6 +264,7 @@ class SampleConfig:
     interval: tuple[float, float] = (0.0, 1.0)  # guidance acts where low < t <= high
     renorm: str = "none"  # "none", "global", "channel", "text_channel"
     renorm_min: float = 0.0
+    side: int = 0  # pixels a side of a picture that is given no size; 0: the model's largest
     num_timesteps: int = 50  # as BAGEL counts: N points are N - 1 evaluations
     shift: float = 3.0
 

@@ -93,7 +93,7 @@ def picture_size(prompt: Prompt, config: Config) -> tuple[int, int]:
       ValueError: a side that the latents cannot have; the nearest ones are said.
     """
     limits, model = vae_limits(config), config.model
-    width, height = limits.max_side, limits.max_side
+    width = height = config.sample.side or limits.max_side
     if prompt.source is not None:
         width, height = image.resized_size(*prompt.source.size, limits)
     height = height if prompt.height is None else prompt.height

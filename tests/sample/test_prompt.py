@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from configs import demo, inset_7b, tiny
-from inset_jax.core.config import TokenConfig
+from inset_jax.core.config import TokenConfig, edit
 from inset_jax.data.text import make_small_tokenizer
 from inset_jax.sample.prompt import (
     Prompt,
@@ -58,6 +58,7 @@ def test_an_image_of_another_mode_becomes_rgb():
 
 def test_the_size_is_asked_for_or_follows_the_source_but_never_a_reference():
     assert picture_size(Prompt(["a", CAT]), CONFIG) == (64, 64)
+    assert picture_size(Prompt(["a", CAT]), edit(CONFIG, sample__side=32)) == (32, 32)
     assert picture_size(Prompt(["a", CAT], source=Image.new("RGB", (40, 80))), CONFIG) == (64, 32)
     assert picture_size(Prompt(["a"], source=CAT, height=32), CONFIG) == (32, 64)
 
