@@ -66,12 +66,13 @@ def member(index: int, port: str, ending: str) -> None:
 
     from inset_jax.core import mesh as meshes
     from inset_jax.core.config import MeshConfig
-    from inset_jax.train.signals import Agreement
+    from inset_jax.train.signals import Agreement, Asked
 
     mesh = meshes.build(MeshConfig())
     with jax.set_mesh(mesh):
         agreed = Agreement(mesh)
-        wishes = [agreed(15 if index == 1 and step == 1 else None) for step in range(4)]
+        asks = lambda step: Asked(signal=15 * (index == 1 and step == 1), save=index == step == 0)
+        wishes = [agreed(asks(step)) for step in range(4)]
         split = meshes.put(np.arange(8.0), meshes.sharding(mesh, ("pack",), (8,)))
         told = {
             "share": meshes.share(mesh, 8),
@@ -125,7 +126,8 @@ def test_processes_exchange_shares_wishes_and_values():
     for index, (status, told, err, _) in enumerate(pair()):
         assert status == 0, err
         assert told["share"] == [index, 2, [4 * index + n for n in range(4)], True]
-        assert told["wishes"] == [None, None, 15, None]  # one step later, in both
+        # one step later, in both: a save that process 0 wants, a signal that process 1 got
+        assert told["wishes"] == [[0, 0, 0], [0, 1, 0], [15, 0, 0], [0, 0, 0]]
         assert told["gathered"] == ["a", "long one"]
         assert sorted(n for part in told["split"] for n in part) == [
             4 * index + n for n in range(4)
