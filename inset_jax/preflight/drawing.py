@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import pathlib
 import tempfile
@@ -210,13 +209,5 @@ def _notes(figures: dict) -> dict[str, list[str]]:
 
 def page(figures: dict) -> str:
     """The report as one self-contained HTML page."""
-    from inset_jax.core.page import Section, render
-
-    listed = lambda lines: "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    sections = [Section(head, table=table) for head, table in tables(figures).items()]
-    sections += [
-        Section(head, html=f"<ul>{listed(lines)}</ul>") for head, lines in _notes(figures).items()
-    ]
     title = f"Preflight: {figures['config']} draws on {figures['slice']}"
-    lead = f"{verdict(figures)}. Compiled without a TPU; nothing was timed."
-    return render(title, lead, sections)
+    return report.sheet(title, verdict(figures), tables(figures), _notes(figures))

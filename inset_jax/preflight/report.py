@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from inset_jax.core.config import Config
 from inset_jax.preflight import collectives, estimate, hlo, settings, work
@@ -219,15 +219,18 @@ def notes(report: dict) -> dict[str, list[str]]:
 
 def page(report: dict) -> str:
     """The report as one self-contained HTML page."""
+    title = f"Preflight: {report['config']} on {report['slice']}"
+    return sheet(title, verdict(report), tables(report), notes(report))
+
+
+def sheet(title: str, verdict: str, tables: Mapping, notes: Mapping[str, Sequence[str]]) -> str:
+    """An HTML page of tables and then lists, by their heads."""
     from inset_jax.core.page import Section, render
 
     listed = lambda lines: "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    sections = [Section(head, table=table) for head, table in tables(report).items()]
-    sections += [
-        Section(head, html=f"<ul>{listed(lines)}</ul>") for head, lines in notes(report).items()
-    ]
-    title = f"Preflight: {report['config']} on {report['slice']}"
-    return render(title, f"{verdict(report)}. Compiled without a TPU; nothing was timed.", sections)
+    sections = [Section(head, table=table) for head, table in tables.items()]
+    sections += [Section(head, html=f"<ul>{listed(lines)}</ul>") for head, lines in notes.items()]
+    return render(title, f"{verdict}. Compiled without a TPU; nothing was timed.", sections)
 
 
 def _tokens(config: Config, slice_: Slice) -> float:
