@@ -9,10 +9,11 @@ its curve, rate beside copying, syncing and hashing one after the other. Bars: 3
 half of that rate, the same bytes back. --layers 2 6 are 4 and 8 GB and need 25 GB of disk.
 
 kernels: the attention kernels compiled ahead of time for --chip (no TPU is needed): bundles of
-their final schedules for the 7 heads of a key-value head, beside splash attention. With --pack,
-visible tiles and modelled milliseconds a layer for packs planned for the 7B presets, and --plot;
-with --losses, bytes of the flow loss and of the cross entropy beside their plain forms; with
---stack, memory of the language model's layers, forward and backward, with the kernels inside.
+their final schedules for the 7 heads of a key-value head, beside splash attention, and tokamax's if
+installed. With --pack, visible tiles and modelled milliseconds a layer for packs planned for the 7B
+presets, and --plot; with --blocks, what each size of tile costs in such packs; with --losses, bytes
+of the flow loss and of the cross entropy beside their plain forms; with --stack, memory of the
+language model's layers, forward and backward, with the kernels inside.
 
 packing: fill of both streams by the planner, beside BAGEL's greedy rule, after dropout; a stated
 mix and two adversarial ones, references up to 518 and 980 px, packs of 32,768 tokens, and the first
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--chip", nargs="+", default=["v6e"], choices=CHIPS, help="kernels: which")
     parser.add_argument("--pack", action="store_true", help="kernels: whole packs instead")
+    parser.add_argument("--blocks", action="store_true", help="kernels: sizes of tiles instead")
     parser.add_argument("--losses", action="store_true", help="kernels: the losses instead")
     parser.add_argument("--stack", action="store_true", help="kernels: the 7B layers instead")
     parser.add_argument("--examples", type=int, help="packing, planning, loader: made up")
@@ -122,6 +124,8 @@ def _kernels(options: argparse.Namespace) -> tuple[dict, list[str]]:
         bundles.prepare(None if options.stack else dump)
         if options.pack:
             return kernel_packs.report(options.chip, dump, options.plot)
+        if options.blocks:
+            return kernel_packs.blocks(options.chip, dump)
         if options.losses:
             return kernel_losses.report(options.chip, dump)
         if options.stack:

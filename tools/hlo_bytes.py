@@ -1,4 +1,4 @@
-"""Counts the bytes that a compiled program moves to and from the main memory.
+"""Counts the bytes that a compiled program moves to and from the main memory; and kernels' VMEM.
 
 Every instruction outside a fusion reads its operands and writes its result once; loops count as
 often as they run. XLA's own cost analysis counts a loop's body once and leaves kernels out.
@@ -7,12 +7,18 @@ often as they run. XLA's own cost analysis counts a loop's body once and leaves 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "f64": 8}
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z\-]*[a-z])\(([^)]*)\)")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+KERNEL = re.compile(r'op_name="[^"]*?(\w+)\)*/pallas_call')
+SCOPED = tuple(
+    re.compile(rf'"{part}":\[{{[^}}]*"size":"(\d+)"')
+    for part in ("used_scoped_memory_configs", "scoped_memory_configs")
+)
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-done", "after-all"}
 
 
@@ -29,6 +35,26 @@ def moved(text: str) -> int:
         elif name and INSTRUCTION.match(line):
             computations[name].append(line)
     return _moved(entry, computations)
+
+
+class FastMemory(NamedTuple):
+    """What a kernel has of a core's fast memory (VMEM), in bytes."""
+
+    used: int
+    allowed: int
+
+
+def fast_memory(text: str) -> dict[str, FastMemory]:
+    """Returns what each Pallas kernel in an HLO text has, by its name; the most of each."""
+    found: dict[str, FastMemory] = {}
+    for line in text.splitlines():
+        if 'custom_call_target="tpu_custom_call"' not in line:
+            continue
+        named = KERNEL.search(line)
+        own = FastMemory(*(int(size[1]) if (size := part.search(line)) else 0 for part in SCOPED))
+        name = named[1] if named else "unnamed"
+        found[name] = max(own, found.get(name, own))
+    return found
 
 
 def _moved(name: str, computations: dict[str, list[str]]) -> int:

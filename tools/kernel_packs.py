@@ -21,6 +21,7 @@ from tools.kernel_table import GROUP, KV_HEADS, Row
 STEP_SECONDS = 0.35e-6  # of a grid's step beside its body: about 390 bundles of control and waits
 CORES = {"v5p": 2, "v6e": 1, "tpu7x": 1}  # that share the heads of one device
 SPLASH_TILE = 512
+TILES = ((256, 256), (256, 512), (512, 256), (512, 512))  # that were tried
 EXAMPLES = 4096  # made up for each setting
 PACKS = 24  # of each setting
 
@@ -173,6 +174,18 @@ def _milliseconds(chip: str, cycles: int, steps: int) -> float:
     return 1e3 * seconds * KV_HEADS / CORES[chip]
 
 
+def modelled(chip: str, rows: list[Row], found: Work) -> dict[str, float]:
+    """Milliseconds a layer with the kernels of `kernel_table.ours`; the shifts' within backward."""
+    forward, backward, shift = rows
+    shift_ms = shift_milliseconds(chip, shift, found)
+    return {
+        "forward_ms": milliseconds(chip, forward, found, small=False),
+        "small_scores_ms": milliseconds(chip, forward, found, small=True),
+        "backward_ms": milliseconds(chip, backward, found, small=False) + shift_ms,
+        "shift_ms": shift_ms,
+    }
+
+
 def report(chips: list[str], dump, path) -> tuple[dict, list[str]]:
     """Prints modelled milliseconds a layer for planned packs; draws them to `path`."""
     from inset_jax.kernels import interval_form as forms
@@ -181,28 +194,55 @@ def report(chips: list[str], dump, path) -> tuple[dict, list[str]]:
     figures = {}
     for chip in chips:
         block = forms.BLOCKS[bundles.KINDS[chip]]
-        forward, backward, shift = kernel_table.ours(chip, block[:2], dump)
+        rows = kernel_table.ours(chip, block[:2], dump)
         splash = kernel_table.splash(chip, SPLASH_TILE, dump)[0]
         figures[chip] = []
         for name, examples, pack in packs:
             found = work(pack, examples, block)
-            figures[chip].append(
-                {"setting": name}
-                | found._asdict()
-                | {
-                    "forward_ms": milliseconds(chip, forward, found, small=False),
-                    "small_scores_ms": milliseconds(chip, forward, found, small=True),
-                    "backward_ms": milliseconds(chip, backward, found, small=False)
-                    + shift_milliseconds(chip, shift, found),
-                    "shift_ms": shift_milliseconds(chip, shift, found),
-                    "splash_ms": splash_milliseconds(chip, splash, found.tokens, dense=False),
-                    "dense_ms": splash_milliseconds(chip, splash, found.tokens, dense=True),
-                }
-            )
+            beside = {
+                f"{which}_ms": splash_milliseconds(chip, splash, found.tokens, which == "dense")
+                for which in ("splash", "dense")
+            }
+            own = {"setting": name} | found._asdict() | modelled(chip, rows, found) | beside
+            figures[chip].append(own)
         print("\n".join(lines(chip, block, figures[chip])), flush=True)
     if path:
         plot(figures, path)
     return {"packs": figures}, []
+
+
+def blocks(chips: list[str], dump) -> tuple[dict, list[str]]:
+    """Prints what each size of tile costs in the packs of `inset_7b`: how BLOCKS was chosen.
+
+    A step of training runs the forward kernel twice, for remat. A chip whose row of BLOCKS is not
+    the fastest is told.
+    """
+    packs = list(planned(SETTINGS["inset_7b"]))
+    figures, missed = {}, []
+    for chip in chips:
+        own = figures[chip] = {}
+        for tile in TILES:
+            rows = kernel_table.ours(chip, tile, dump)
+            works = [work(pack, examples, tile) for examples, pack in packs]
+            costs = [modelled(chip, rows, found) for found in works]
+            mean = {name: float(np.mean([cost[name] for cost in costs])) for name in costs[0]}
+            tiles, masked = (np.mean([getattr(w, n) for w in works]) for n in ("tiles", "masked"))
+            mean |= {"tiles": float(tiles), "masked": float(masked / tiles)}
+            mean["step_ms"] = 2 * mean["forward_ms"] + mean["backward_ms"]
+            own["{} x {}".format(*tile)] = mean
+            print(
+                "{} {} x {}: ".format(chip, *tile)
+                + "{tiles:,.0f} tiles, {masked:.0%} with hidden pairs; forward {forward_ms:.2f}, "
+                "backward {backward_ms:.2f}, twice forward and backward {step_ms:.2f} ms".format(
+                    **mean
+                ),
+                flush=True,
+            )
+        best = min(own, key=lambda name: own[name]["step_ms"])
+        taken = "{} x {}".format(*kernel_table.own_tile(chip))
+        if best != taken:
+            missed.append(f"{chip} takes {taken}; {best} is modelled as faster")
+    return {"blocks": figures}, missed
 
 
 COLUMNS: dict[str, Callable[[dict], float]] = {

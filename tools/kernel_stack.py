@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import time
 
+from tools import hlo_bytes
+
 SLICES = {"v5p": "v5p:2x2x4", "v6e": "v6e:4x4", "tpu7x": "tpu7x:2x2x4"}
 TOKENS = 16384  # of each stream, on each device
 GIB = 1 << 30
+KERNELS = ("interval_forward", "interval_shift", "interval_backward")  # of which all must be inside
 
 
 def report(chips: list[str]) -> tuple[dict, list[str]]:
@@ -30,11 +33,15 @@ def report(chips: list[str]) -> tuple[dict, list[str]]:
             "{seconds:.0f} s".format(chip=chip, **figures[chip]),
             flush=True,
         )
+        for name, (used, allowed) in figures[chip]["vmem"].items():
+            print(f"  {name}: {used / 1e6:.1f} MB of VMEM, at most {allowed / 1e6:.1f}", flush=True)
+        absent = [name for name in KERNELS if name not in figures[chip]["vmem"]]
+        missed += [f"{chip}: {name} is not in the compiled program" for name in absent]
     return {"stack": figures}, missed
 
 
-def one(chip: str) -> dict[str, float]:
-    """Compiles the stack for one chip's slice."""
+def one(chip: str) -> dict:
+    """Compiles the stack for one chip's slice; "vmem" holds `hlo_bytes.fast_memory`."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies
@@ -77,11 +84,12 @@ def one(chip: str) -> dict[str, float]:
     start = time.perf_counter()
     with jax.set_mesh(devices):
         compiled = gradients.lower(*arguments).compile()
-    memory = compiled.memory_analysis()
+    seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
     return {
         "devices": devices.size,
         "arguments_gib": memory.argument_size_in_bytes / GIB,
         "temporaries_gib": memory.temp_size_in_bytes / GIB,
         "peak_gib": memory.peak_memory_in_bytes / GIB,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
+        "vmem": hlo_bytes.fast_memory(compiled.as_text()),
     }

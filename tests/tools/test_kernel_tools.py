@@ -52,6 +52,19 @@ def test_bytes_count_loops_as_often_as_they_run_and_an_operand_once():
     assert hlo_bytes.moved(PROGRAM) == fusion + loop + call
 
 
+KERNEL = (
+    '  %k = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", '
+    'metadata={op_name="jit(f)/transpose(jvp(interval_shift))/pallas_call"}, backend_config='
+    '{"scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"64"}],'
+    '"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"48"}]}'
+)
+
+
+def test_fast_memory_is_read_for_each_kernel():
+    text = "\n".join([KERNEL, KERNEL.replace("48", "50"), "  %b = f32[8]{0} custom-call(%a)"])
+    assert hlo_bytes.fast_memory(text) == {"interval_shift": (50, 64)}
+
+
 def row(kernel, whole, masked, tile="256 x 256", **changes):
     return Row(kernel, "v6e", tile, whole, masked)._replace(**changes)
 
@@ -64,7 +77,8 @@ def row(kernel, whole, masked, tile="256 x 256", **changes):
         ([row("interval_forward", 1, 1971)], ["forward v6e 256 x 256 masked: 1,971"]),
         (
             [
-                row("interval_backward", 1, 80, reduction=10),
+                row("interval_backward", 1, 70, reduction=10),
+                row("interval_shift", 40, 40),
                 row("splash backward, fused", 100, 100, reduction=10),
                 row("splash backward, dq + dkv", 120, 120),
             ],
