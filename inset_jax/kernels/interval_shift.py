@@ -62,15 +62,18 @@ def exact(
 
 def few_rows(visibility: Visibility, queries: int) -> jax.Array:
     """Says which rows see a key but less than FEW: bool [P, queries]."""
-    is_open = visibility.low < visibility.high
+    is_open = (visibility.low < visibility.high)[:, None]
 
     def begun(side):
-        """Histogram by two one-hot factors, exact: float32 [P, queries], without a scatter."""
-        high, low = side // LANES, side % LANES
-        of_high = (high[..., None] == jnp.arange(-(-queries // LANES))) & is_open[..., None]
-        of_low = low[..., None] == jnp.arange(LANES)
+        """Histogram by two one-hot factors, exact: float32 [P, queries], without a scatter.
+
+        Keys lie along the lanes, as they come: turned, the factors would take ten times as long.
+        """
+        high, low = (side // LANES)[:, None], (side % LANES)[:, None]
+        of_high = (high == jnp.arange(-(-queries // LANES))[:, None]) & is_open
+        of_low = low == jnp.arange(LANES)[:, None]
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        counts = product("pkr,pkl->prl", *(x.astype(jnp.bfloat16) for x in (of_high, of_low)))
+        counts = product("prk,plk->prl", *(x.astype(jnp.bfloat16) for x in (of_high, of_low)))
         return counts.reshape(len(side), -1)[:, :queries]
 
     seen = jnp.cumsum(begun(visibility.low) - begun(visibility.high), axis=1)
