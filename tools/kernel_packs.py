@@ -166,7 +166,7 @@ def splash_milliseconds(chip: str, row: Row, tokens: int, dense: bool) -> float:
     """
     side = tokens // SPLASH_TILE
     tiles = side * side if dense else side * (side + 1) // 2
-    return _milliseconds(chip, tiles * row.whole, tiles * GROUP)
+    return _milliseconds(chip, tiles * row.total, tiles * GROUP)
 
 
 def _milliseconds(chip: str, cycles: int, steps: int) -> float:
@@ -195,13 +195,18 @@ def report(chips: list[str], dump, path) -> tuple[dict, list[str]]:
     for chip in chips:
         block = forms.BLOCKS[bundles.KINDS[chip]]
         rows = kernel_table.ours(chip, block[:2], dump)
-        splash = kernel_table.splash(chip, SPLASH_TILE, dump)[0]
+        splash, *backward = kernel_table.splash(chip, SPLASH_TILE, dump)
+        backward = min(backward, key=lambda row: row.total)
         figures[chip] = []
         for name, examples, pack in packs:
             found = work(pack, examples, block)
             beside = {
-                f"{which}_ms": splash_milliseconds(chip, splash, found.tokens, which == "dense")
-                for which in ("splash", "dense")
+                name: splash_milliseconds(chip, row, found.tokens, name == "dense_ms")
+                for name, row in (
+                    ("splash_ms", splash),
+                    ("splash_backward_ms", backward),
+                    ("dense_ms", splash),
+                )
             }
             own = {"setting": name} | found._asdict() | modelled(chip, rows, found) | beside
             figures[chip].append(own)
@@ -254,6 +259,7 @@ COLUMNS: dict[str, Callable[[dict], float]] = {
     "backward ms": lambda row: row["backward_ms"],
     "of it shifts": lambda row: row["shift_ms"],
     "splash ms": lambda row: row["splash_ms"],
+    "splash backward": lambda row: row["splash_backward_ms"],
     "dense ms": lambda row: row["dense_ms"],
 }
 
