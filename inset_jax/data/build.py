@@ -89,6 +89,7 @@ def build_records(
 
     Raises:
       ValueError: the source cannot be read or is empty; the folder exists and is not of this build.
+      ChildProcessError: worker processes keep dying at one shard; the others are kept.
     """
     folder = Path(folder)
     if per_shard < 1 or workers < 0:
@@ -104,8 +105,9 @@ def build_records(
     }
     found: dict[int, dict] = {}
     made: set[int] = set()
+    name = lambda number: f"{folder}: making shard {number} ({groups[number][0].name} ...)"
     while pending:
-        for number, (note, is_new) in jobs.run(_make, pending, workers, notes):
+        for number, (note, is_new) in jobs.run(_make, pending, workers, notes, name):
             found[number] = note
             made |= {number} if is_new else set()
             progress(len(found), len(groups) // share[1] or 1, note)

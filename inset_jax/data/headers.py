@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.data import columns
+from inset_jax.data import columns, pool
 from inset_jax.data.columns import Labels, Strings
 from inset_jax.data.record import SEGMENT_KINDS, Example, Records
 from inset_jax.data.text import Tokenizer
@@ -202,19 +202,5 @@ def _each(records: Records, tokenizer: Tokenizer, workers: int):
     if not workers:
         yield from map(reader, batches)
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(workers, get_context("spawn"), _keep, (reader,)) as pool:
-        yield from pool.map(_read_kept, batches)
-
-
-_kept: list[_Reader] = []  # in a worker process: a tokenizer is too large to send every time
-
-
-def _keep(reader: _Reader) -> None:
-    _kept[:] = [reader]
-
-
-def _read_kept(numbers: range) -> _Part:
-    return _kept[0](numbers)
+    name = lambda numbers: f"{records.folder}: reading records {numbers[0]} to {numbers[-1]}"
+    yield from pool.each(reader, batches, workers, name)

@@ -1,20 +1,21 @@
 """Independent jobs in processes that may die: a decoder that crashes costs one row, not the work.
 
 A job walks over rows. Before each it writes the row's number into its diary, a small file. When a
-process dies, the jobs that were under way are run again alone; the one that dies again is told, by
-its diary, which row to leave out.
+process dies, its job is run again when the others are done, alone. The row at which one dies a
+second time is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import logging
 import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
+
+from inset_jax.data.pool import DEATHS, Died, Pool
 
 CRASHED = "the process died on this row: a crash in a decoder, or no memory left"
 
@@ -22,9 +23,15 @@ J, R = TypeVar("J"), TypeVar("R")
 Skip = Mapping[int, str]  # row -> why it is left out
 Function = Callable[[J, Skip, Path | None], R]  # job, rows to leave out, where its diary is
 
+log = logging.getLogger(__name__)
+
 
 def run(
-    function: Function, jobs: Mapping[int, J], workers: int, folder: Path
+    function: Function,
+    jobs: Mapping[int, J],
+    workers: int,
+    folder: Path,
+    name: Callable[[int], str] = "job {}".format,
 ) -> Iterator[tuple[int, R]]:
     """Yields (number, result) of all jobs, in the order in which they finish.
 
@@ -32,48 +39,46 @@ def run(
       function: can be pickled, as can the jobs and results.
       workers: processes; 0 runs them here, in order, and a crash is then a crash.
       folder: of the diaries; exists.
+      name: says which job it is, for messages.
 
     Raises:
+      ChildProcessError: a process died, and again, without a row that could be left out.
       whatever the function raises.
     """
     if not workers:
         yield from ((number, function(job, {}, None)) for number, job in jobs.items())
         return
-    waiting = dict(jobs)
     diary = lambda number: folder / f"{number:05d}.diary"
-    while waiting:
-        try:
-            with _pool(min(workers, len(waiting))) as pool:
-                futures = {
-                    pool.submit(function, job, {}, diary(number)): number
-                    for number, job in waiting.items()
-                }
-                for future in as_completed(futures):
-                    number = futures[future]
-                    yield number, future.result()
-                    del waiting[number]
-        except BrokenProcessPool:
-            suspects = [number for number in waiting if diary(number).exists()]
-            assert suspects, "a process died before its job began"
-            for number in suspects:
-                yield number, _alone(function, waiting[number], diary(number))
-                del waiting[number]
+    waiting, suspects = deque(jobs), deque()
+    skip: dict[int, dict[int, str]] = {number: {} for number in jobs}
+    deaths: Counter[tuple[int, int | None]] = Counter()
+    with Pool(function, min(workers, len(jobs))) as pool:
+        while waiting or suspects or pool.busy:
+            while pool.has_room and (waiting or (suspects and not pool.busy)):
+                number = (waiting or suspects).popleft()
+                diary(number).unlink(missing_ok=True)  # of another run
+                pool.start(number, jobs[number], skip[number], diary(number))
+            number, result = pool.wait()
+            if not isinstance(result, Died):
+                yield number, result
+                continue
+            row = _row(diary(number))
+            deaths[number, row] += 1
+            told = f"{name(number)}: {result} " + (
+                "before its first row" if row is None else f"at row {row}"
+            )
+            if deaths[number, row] >= DEATHS:
+                if row is None or row in skip[number]:
+                    raise ChildProcessError(f"{told}, the second time")
+                skip[number][row] = CRASHED
+            log.warning("%s; tried again%s", told, " without it" * (row in skip[number]))
+            suspects.append(number)
 
 
-def _alone(function: Function, job: J, diary: Path) -> R:
-    """Runs one job in a process of its own, again without the row that killed it, if one did."""
-    skip: dict[int, str] = {}
-    while True:
-        with _pool(1) as pool, contextlib.suppress(BrokenProcessPool):
-            return pool.submit(function, job, skip, diary).result()
-        row = int(diary.read_text())
-        assert row not in skip, f"the process died after row {row}"
-        skip = {**skip, row: CRASHED}
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # not fork: threads of libraries may hold locks
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+def _row(diary: Path) -> int | None:
+    """Returns the row that a process was at."""
+    words = diary.read_text() if diary.exists() else ""
+    return int(words) if words else None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ planned section is a file that is mapped into memory: one row a drawn example.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inset_jax.core.config import Config, DropoutConfig
-from inset_jax.data import columns, dropout, fill
+from inset_jax.data import columns, dropout, fill, pool
 from inset_jax.data.index import Index, capacity_row, rows_of, sums
 from inset_jax.data.mix import Draws, Mix
 
@@ -237,24 +238,18 @@ class Plan:
         return sum(s.used for s in made) / sum(s.packs for s in made) / self.capacity
 
     def make_sections(self, numbers: Sequence[int], workers: int) -> None:
-        """Plans sections in worker processes; needs a folder."""
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
+        """Plans sections in worker processes; needs a folder.
 
+        Raises:
+          ChildProcessError: a process died twice at one section; the others are kept.
+        """
         assert self.folder, "sections of a plan in memory cannot be shared"
-        with ProcessPoolExecutor(workers, get_context("spawn"), _keep, (self,)) as pool:
-            list(pool.map(_make_kept, numbers))
+        name = lambda number: f"{self.folder}: planning section {number}"
+        list(pool.each(functools.partial(_make_section, self), numbers, workers, name))
 
 
-_kept: list[Plan] = []  # in a worker process, the plan whose sections it makes
-
-
-def _keep(plan: Plan) -> None:
-    _kept[:] = [plan]
-
-
-def _make_kept(number: int) -> None:
-    _kept[0].section(number)
+def _make_section(plan: Plan, number: int) -> None:
+    plan.section(number)
 
 
 @contextlib.contextmanager

@@ -123,7 +123,8 @@ def validate(
         )
     pending = {number: _Job(shard, config, tokenizer) for number, shard in enumerate(found)}
     results: dict[int, tuple[list[Finding], str]] = {}
-    for number, result in jobs.run(_look, pending, workers, scratch):
+    name = lambda number: f"{found[number].path}: validating"
+    for number, result in jobs.run(_look, pending, workers, scratch, name):
         results[number] = result
         progress(len(results), len(found))
     findings = [finding for number in sorted(results) for finding in results[number][0]]

@@ -7,6 +7,7 @@ while a batch is waited for, all processes of the loader are killed: a hang beco
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -37,7 +38,7 @@ class Notes:
     def begin(self, worker: int, workers: int) -> None:
         """What a new process calls first (Grain's `worker_init_fn`)."""
         self.clear()
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        end_with_parent()
 
     def _put(self, words: bytes) -> None:
         if self._file < 0:
@@ -79,8 +80,14 @@ class Notes:
         return len(files)
 
 
+def end_with_parent() -> None:
+    """Lets this process end when its parent is gone: one that is killed cannot tell its workers."""
+    parent = multiprocessing.parent_process()  # None where this was started in another way
+    number = parent.pid if parent else os.getppid()
+    threading.Thread(target=_end_with, args=(number,), daemon=True).start()
+
+
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: one that is killed cannot tell its workers."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECKED)
     os._exit(1)
