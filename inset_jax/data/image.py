@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
 import warnings
 from typing import NamedTuple
@@ -23,6 +24,9 @@ MAX_SOURCE_PIXELS = 2**27  # 134 megapixels: 400 MB decoded; a header that promi
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # tag of EXIF
 JPEG = ("JPEG", "RGB")  # PIL's format and mode of what `_from_jpeg` decodes
+LARGE = 2**17  # pixels before and after: from there on `data.resample` is worth its start
+
+log = logging.getLogger(__name__)
 
 
 class Keep(NamedTuple):
@@ -88,6 +92,7 @@ def _from_jpeg(data: bytes) -> Image.Image:
     mapped = Image.core.map_buffer(pixels, (width, height), "raw", 0, ("RGB", 0, 1))
     picture = Image.new("RGB", (0, 0))._new(mapped)
     picture.readonly = 1
+    picture.mapped = mapped, pixels  # for `_fours`
     return picture
 
 
@@ -188,24 +193,53 @@ def resize(image: Image.Image, limits: SizeLimits, images: int = 1) -> np.ndarra
 
 
 def resize_to(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """Resizes an RGB image with PIL's antialiased bicubic; returns uint8 [height, width, 3]."""
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return _pixels(image)
+    """Resizes an RGB image with PIL's antialiased bicubic; returns uint8 [height, width, 3].
+
+    Large ones without PIL where that gives the same bytes sooner (`data.resample`).
+    """
+    if image.size == (width, height):
+        return _packed(image, "RGB")
+    if image.width * image.height + width * height >= LARGE and (ours := _resampler()):
+        if ours.covers(*image.size, width, height):
+            return ours.bicubic(_fours(image), width, height)
+    return _packed(image.resize((width, height), Image.Resampling.BICUBIC), "RGB")
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns np.asarray(image) of an RGB image: uint8 [height, width, 3].
+@functools.cache
+def _resampler():
+    """Returns `data.resample` where Numba is installed and this PIL resizes as it does, or None."""
+    try:
+        from inset_jax.data import resample  # half a second, and three before it is compiled
+    except ImportError:
+        return None
+    noise = np.random.default_rng(0).integers(0, 256, (97, 89, 4), np.uint8)
+    for size in ((40, 33), (120, 140)):
+        theirs = Image.fromarray(noise[..., :3]).resize(size, Image.Resampling.BICUBIC)
+        if not np.array_equal(resample.bicubic(noise, *size), theirs):
+            log.warning("this PIL resizes in a way of its own: pictures are left to it")
+            return None
+    return resample
+
+
+def _fours(image: Image.Image) -> np.ndarray:
+    """Returns the bytes that PIL keeps of an RGB image: uint8 [height, width, 4]."""
+    mapped, pixels = getattr(image, "mapped", (None, None))
+    # another one is there once somebody has drawn on it
+    return pixels if mapped is image.im else _packed(image, "RGBX")
+
+
+def _packed(image: Image.Image, mode: str) -> np.ndarray:
+    """Returns np.asarray of an RGB image: uint8 [height, width, 3], or 4 of mode "RGBX".
 
     PIL's own way joins pieces of 64 KB, which takes half as long again; this asks for one.
     """
     image.load()
     width, height = image.size
-    encoder = Image._getencoder("RGB", "raw", ("RGB",))
+    encoder = Image._getencoder("RGB", "raw", (mode,))
     encoder.setimage(image.im, (0, 0, width, height))
-    _, status, data = encoder.encode(width * height * 3)
+    _, status, data = encoder.encode(width * height * len(mode))
     assert status == 1, f"PIL's raw encoder: status {status} for {width}x{height}"
-    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    return np.frombuffer(data, np.uint8).reshape(height, width, len(mode))
 
 
 def store(data: bytes, name: str, keep: Keep = KEEP) -> tuple[bytes, int, int]:

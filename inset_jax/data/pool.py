@@ -1,9 +1,9 @@
 """Worker processes that may die: every death is seen, and no worker outlives its parent.
 
 Each worker has a pipe of its own to the parent. One that dies, even half way through an answer, is
-the end of that pipe and of nothing else. (The standard library's pool, in Python 3.11, does not look
-at the process that it started last until another one has a result: of two workers with an hour's
-work each, it sees the death of one after an hour. Its processes live on when the parent is killed.)
+the end of that pipe and of nothing else. (The standard library's pool in Python 3.11 does not watch
+the process that it started last until another one has a result: of two workers with an hour's work
+each, it sees the death of one after an hour. Its processes live on when the parent is killed.)
 """
 
 from __future__ import annotations
