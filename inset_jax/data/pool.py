@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 import traceback
 from collections import Counter, deque
@@ -126,10 +127,11 @@ def _serve(pipe: connection.Connection) -> None:
             try:
                 answer = True, function(*arguments)
             except Exception as error:
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
                 answer = False, error
             try:
                 pipe.send(answer)
-            except (TypeError, AttributeError, ValueError):  # cannot be pickled
+            except (TypeError, AttributeError, pickle.PicklingError):
                 pipe.send((False, RuntimeError(traceback.format_exc())))
 
 
