@@ -148,7 +148,7 @@ def uniform_attention(visible, queries):
     return pallas(zeros, jnp.zeros_like(one_hot), one_hot, visible, 1.0, SMALL)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(packs(tokens=256))
 def test_the_kernel_sees_what_the_dense_rule_lets_it_see(pack):
     queries = 90
