@@ -24,7 +24,7 @@ MAX_SOURCE_PIXELS = 2**27  # 134 megapixels: 400 MB decoded; a header that promi
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # tag of EXIF
 JPEG = ("JPEG", "RGB")  # PIL's format and mode of what `_from_jpeg` decodes
-LARGE = 2**17  # pixels before and after: from there on `data.resample` is worth its start
+LARGE = 2**16  # pixels before and after: from there on `data.resample` is worth its start
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _resampler():
     except ImportError:
         return None
     noise = np.random.default_rng(0).integers(0, 256, (97, 89, 4), np.uint8)
-    for size in ((40, 33), (120, 140)):
+    for size in ((40, 33), (120, 140), (88, 50)):
         theirs = Image.fromarray(noise[..., :3]).resize(size, Image.Resampling.BICUBIC)
         if not np.array_equal(resample.bicubic(noise, *size), theirs):
             log.warning("this PIL resizes in a way of its own: pictures are left to it")

@@ -1,7 +1,7 @@
 """PIL's antialiased bicubic for pictures of three colours, equal to the byte, by Numba.
 
-PIL goes over lines and then over columns, in integers with 22 binary places, and rounds to bytes
-after each; a pixel at a time. The same sums are made here for many pixels at once: all columns of a
+PIL goes over lines and over columns, in integers with 22 binary places, and rounds to bytes after
+each; a pixel at a time. The same sums are made here for many pixels at once: all columns of a
 line, and 16 lines that are first laid on their side. Needs Numba, so nobody imports this but
 `image.resize_to`, which does without where it is missing.
 """
@@ -9,69 +9,96 @@ line, and 16 lines that are first laid on their side. Needs Numba, so nobody imp
 from __future__ import annotations
 
 import functools
+import threading
 
 import numba
 import numpy as np
+import PIL
 from numba import types, uintp
 
+COLUMNS_FIRST = int(PIL.__version__.split(".")[0]) >= 13  # sometimes; found by trying sizes
 PLACES = 22  # binary, of a weight
 HALF = 1 << (PLACES - 1)
+KEPT = 2**22  # pixels a thread keeps room for, twice
 SIDE = 16  # pixels of the tiles that are laid on their side
-TAPS = 4  # a step of the inner loops; weights come in multiples of it
 _BYTES = types.Array(types.uint8, 2, "C", readonly=True)
 _PIXELS = types.Array(types.uint32, 2, "C", readonly=True)
-_STARTS = types.Array(types.int32, 1, "C", readonly=True)
+_WORDS = types.Array(types.uint32, 1, "C", readonly=True)
+_NUMBERS = types.Array(types.int32, 1, "C", readonly=True)
 _WEIGHTS = types.Array(types.int32, 2, "C", readonly=True)
 
 
 def covers(width: int, height: int, to_width: int, to_height: int) -> bool:
-    """Whether `bicubic` can be asked.
-
-    PIL 12 goes over the columns first in a picture a hundred times as tall as it is wide, PIL 13
-    where the height loses more than twice what the width loses: those are left to it, as are the
-    smallest pictures and what has one way to go only.
-    """
-    shrinks = to_height < height
-    columns_first = height > 100 * width or height - to_height > 2 * (width - to_width)
-    two_ways = to_width != width and to_height != height
-    return two_ways and min(width, height, to_width) >= SIDE and not (shrinks and columns_first)
+    """Whether `bicubic` can be asked; threads of pixels, in whose order PILs differ, are PIL's."""
+    return min(width, height, to_width, to_height) >= SIDE and height <= 100 * width
 
 
 def bicubic(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resizes uint8 [H, W, 4], of which the fourth is ignored, to uint8 [height, width, 3]."""
+    """Resizes uint8 [H, W, 4], of which the fourth is ignored, to uint8 [height, width, 3].
+
+    Not for what has that size.
+    """
     rows, columns = pixels.shape[:2]
-    middle = np.empty((rows + TAPS - 1, width), np.uint32)
-    _lines(pixels.view(np.uint32)[..., 0], *weights(columns, width), middle)
-    count = width * height
-    groups = -(-count // 4)  # of four pixels
-    fours, threes = np.empty(4 * groups, np.uint32), np.empty(3 * groups, np.uint32)
-    found = fours[:count].reshape(height, width)
-    _columns(middle.view(np.uint8), *weights(rows, height), found.view(np.uint8))
+    found = pixels.view(np.uint32)[..., 0]
+    ways = [(_by_line, columns, width), (_by_column, rows, height)]
+    # where that makes fewer lines for the other way, says PIL 13
+    if COLUMNS_FIRST and height < rows and rows - height > 2 * (columns - width):
+        ways.reverse()
+    for way, side, to_side in ways:
+        if side != to_side:
+            fours, found = way(found, to_side)
+    threes = np.empty(len(fours) // 4 * 3, np.uint32)
     _three(fours, threes)
-    return threes.view(np.uint8)[: 3 * count].reshape(height, width, 3)
+    return threes.view(np.uint8)[: 3 * width * height].reshape(height, width, 3)
+
+
+def _by_line(source: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    fours, to = _room("lines", len(source), width)
+    _lines(source, *weights(source.shape[1], width), to)
+    return fours, to
+
+
+def _by_column(source: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+    fours, to = _room("columns", height, source.shape[1])
+    _columns(source.view(np.uint8), *weights(len(source), height), to.view(np.uint8))
+    return fours, to
+
+
+# new memory comes page by page, which takes as long as the work on it
+_kept = threading.local()
+
+
+def _room(use: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns groups of four pixels, uint32 [4 * groups], and the picture in them, [H, W]."""
+    count = height * width
+    room = -(-count // 4) * 4
+    fours = getattr(_kept, use, None)
+    if fours is None or len(fours) < room:
+        fours = np.empty(room, np.uint32)
+        if room <= KEPT:
+            setattr(_kept, use, fours)
+    return fours[:room], fours[:count].reshape(height, width)
 
 
 @functools.lru_cache(256)
-def weights(side: int, to_side: int) -> tuple[np.ndarray, np.ndarray]:
+def weights(side: int, to_side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns what each new pixel of a line takes of the old ones.
 
-    First the number of an old pixel, int32 [to_side]; then weights of it and of the next ones, in
-    units of 2 ** -22: int32 [to_side, taps]. Those of pixels that are out of reach are 0.
+    The number of the first old pixel and how many there are, int32 [to_side] each, and their
+    weights in units of 2 ** -22: int32 [to_side, most].
     """
     scale = side / to_side
     wide = max(scale, 1.0)
     centre = (np.arange(to_side) + 0.5) * scale
     first = np.maximum(centre - 2 * wide + 0.5, 0).astype(np.int64)
-    end = np.minimum((centre + 2 * wide + 0.5).astype(np.int64), side)
-    taps = -(-int((end - first).max()) // TAPS) * TAPS
-    start = np.minimum(first, max(side - taps, 0))
-    old = start[:, None] + np.arange(taps)
-    share = _cubic((old - centre[:, None] + 0.5) * (1 / wide))
-    share[(old < first[:, None]) | (old >= end[:, None])] = 0
+    count = np.minimum((centre + 2 * wide + 0.5).astype(np.int64), side) - first
+    place = np.arange(count.max())
+    share = _cubic((place + first[:, None] - centre[:, None] + 0.5) * (1 / wide))
+    share[place >= count[:, None]] = 0
     total = np.cumsum(share, axis=1)[:, -1:]  # one after the other, as PIL adds them
     share /= np.where(total == 0, 1, total)
     whole = np.trunc(share * (1 << PLACES) + np.where(share < 0, -0.5, 0.5))
-    return start.astype(np.int32), whole.astype(np.int32)
+    return first.astype(np.int32), count.astype(np.int32), whole.astype(np.int32)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -94,14 +121,31 @@ def _compiled(*arguments):
     return compiled
 
 
+@numba.njit(inline="always")
+def _sum(values, first, count, weights, total):
+    """Puts weighted rows of [rows, n] into [n]."""
+    for i in range(len(total)):
+        total[i] = HALF
+    fours = count // 4 * 4
+    for tap in range(0, fours, 4):
+        a, b, c, d = weights[tap], weights[tap + 1], weights[tap + 2], weights[tap + 3]
+        at = first + tap
+        for i in range(len(total)):
+            total[i] += (values[at, i] * a + values[at + 1, i] * b) + (
+                values[at + 2, i] * c + values[at + 3, i] * d
+            )
+    for tap in range(fours, count):
+        for i in range(len(total)):
+            total[i] += values[first + tap, i] * weights[tap]
+
+
 # Loops over SIDE with unsigned numbers, which need no look for negative ones, become moves of whole
 # registers; a number of lines that is not known beforehand made them six times as slow.
-@_compiled(_PIXELS, _STARTS, _WEIGHTS, types.uint32[:, ::1])
-def _lines(source, start, weights, result):
-    """[H, W] pixels of 4 bytes -> [H or more, w]."""
-    (height, width), to_width = source.shape, len(start)
-    block = np.zeros((width + TAPS - 1, SIDE), np.uint32)  # with pixels for weights of 0
-    done = np.empty((to_width, SIDE), np.uint32)
+@_compiled(_PIXELS, _NUMBERS, _NUMBERS, _WEIGHTS, types.uint32[:, ::1])
+def _lines(source, first, count, weights, result):
+    """[H, W] pixels of 4 bytes -> [H, w]."""
+    (height, width), to_width = source.shape, len(first)
+    block, done = np.empty((width, SIDE), np.uint32), np.empty((to_width, SIDE), np.uint32)
     values, found = block.view(np.uint8), done.view(np.uint8)
     total = np.empty(4 * SIDE, np.int32)
     for near in range(0, height, SIDE):
@@ -110,16 +154,7 @@ def _lines(source, start, weights, result):
             for line in range(uintp(SIDE)):
                 block[x, line] = source[top + line, x]
         for x in range(to_width):
-            for i in range(4 * SIDE):
-                total[i] = HALF
-            for tap in range(0, weights.shape[1], TAPS):
-                a, b = weights[x, tap], weights[x, tap + 1]
-                c, d = weights[x, tap + 2], weights[x, tap + 3]
-                at = start[x] + tap
-                for i in range(4 * SIDE):
-                    total[i] += (values[at, i] * a + values[at + 1, i] * b) + (
-                        values[at + 2, i] * c + values[at + 3, i] * d
-                    )
+            _sum(values, first[x], count[x], weights[x], total)
             for i in range(4 * SIDE):
                 found[x, i] = min(max(total[i] >> PLACES, 0), 255)
         for near_x in range(0, to_width, SIDE):
@@ -129,26 +164,17 @@ def _lines(source, start, weights, result):
                     result[top + line, left + x] = done[left + x, line]
 
 
-@_compiled(_BYTES, _STARTS, _WEIGHTS, types.uint8[:, ::1])
-def _columns(source, start, weights, result):
-    """[H or more, 4 * w] -> [h, 4 * w]."""
+@_compiled(_BYTES, _NUMBERS, _NUMBERS, _WEIGHTS, types.uint8[:, ::1])
+def _columns(source, first, count, weights, result):
+    """[H, 4 * w] -> [h, 4 * w]."""
     total = np.empty(source.shape[1], np.int32)
-    for y in range(len(start)):
-        for i in range(len(total)):
-            total[i] = HALF
-        for tap in range(0, weights.shape[1], TAPS):
-            a, b = weights[y, tap], weights[y, tap + 1]
-            c, d = weights[y, tap + 2], weights[y, tap + 3]
-            at = start[y] + tap
-            for i in range(len(total)):
-                total[i] += (source[at, i] * a + source[at + 1, i] * b) + (
-                    source[at + 2, i] * c + source[at + 3, i] * d
-                )
+    for y in range(len(first)):
+        _sum(source, first[y], count[y], weights[y], total)
         for i in range(len(total)):
             result[y, i] = min(max(total[i] >> PLACES, 0), 255)
 
 
-@_compiled(types.uint32[::1], types.uint32[::1])
+@_compiled(_WORDS, types.uint32[::1])
 def _three(source, result):
     """Groups of four pixels, of 4 bytes each -> of 3 bytes each."""
     for i in range(len(source) // 4):
