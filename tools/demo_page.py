@@ -15,7 +15,7 @@ from PIL import Image
 
 from inset_jax.core import page
 from inset_jax.engine import artwork
-from inset_jax.engine.judge import CHANCE
+from inset_jax.engine.judge import chance
 from inset_jax.evaluate import held_out, table
 from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, SWAPPED
 from tools import demo_attention, demo_strips, demo_table, judging
@@ -82,7 +82,12 @@ def measure(results: Results, scenes: Sequence) -> list[table.Row]:
 
 
 def figures_table(rows: Sequence[table.Row]) -> list[list[str]]:
-    return table.table(rows, {column: CHANCE[column] for column in COLUMNS})
+    return table.table(rows, _by_chance())
+
+
+def _by_chance() -> dict[str, float | None]:
+    found = chance(len(artwork.load(ARTWORK).things["validation"]))
+    return {column: found[column] for column in COLUMNS}
 
 
 def render(
@@ -132,7 +137,7 @@ def render(
             "in brackets 95% intervals. Each row draws the same sentences from the same noise and "
             "is compared with the sentence as written: if the pictures in the sentence did "
             "nothing, the rows would agree.",
-            html=demo_table.lines(figures, {column: CHANCE[column] for column in COLUMNS}),
+            html=demo_table.lines(figures, _by_chance()),
         ),
         page.Section("The run", facts=facts),
     ]

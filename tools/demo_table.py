@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from inset_jax.core import page
-from inset_jax.engine.judge import CHANCE
+from inset_jax.engine.judge import chance
 from inset_jax.evaluate import table
 from inset_jax.evaluate.held_out import AS_WRITTEN
 from inset_jax.evaluate.table import Estimate, Row
@@ -36,7 +36,7 @@ def section(path: pathlib.Path) -> page.Section:
         "objects explains the drawing best, pixel by pixel; sharp identity does not forgive blur. "
         "In brackets 95% intervals. Below the line the controls: what remains when the pictures "
         f"in a sentence are taken away, exchanged, or the weights are random.{left_out}",
-        html=lines(rows, CHANCE),
+        html=lines(rows, chance(candidates)),
     )
 
 

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     from inset_jax.engine import artwork, exam
-    from inset_jax.engine.judge import CHANCE
+    from inset_jax.engine.judge import chance
     from inset_jax.evaluate import table
     from inset_jax.sample.api import Generator
     from tools import judging
@@ -56,11 +56,12 @@ def _judge(options: argparse.Namespace) -> int:
     generator = Generator.load(options.checkpoint, options.weights)
     exams, left_out = judging.drawable(exams, generator)
     plans = judging.plans(exams, options.controls.split(","))
+    by_chance = chance(len(art.things["validation"]))
     progress = judging.Progress(len(plans) * options.sentences * options.seeds)
     began, rows = time.time(), []
     for plan in plans:
         rows.append(judging.row(plan, exams[plan.row], generator, art, options, progress))
-        print(table.text(table.table(rows[-1:], CHANCE)[:2]), flush=True)
+        print(table.text(table.table(rows[-1:], by_chance)[:2]), flush=True)
     facts = judging.facts(generator, options, art) | {
         "seconds": round(time.time() - began),
         "left_out": left_out,
@@ -68,7 +69,7 @@ def _judge(options: argparse.Namespace) -> int:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
-    print("\n" + table.text(table.table(rows, CHANCE)))
+    print("\n" + table.text(table.table(rows, by_chance)))
     for row, reason in left_out.items():
         print(f"left out: {row}: {reason}")
     print(f"{options.out}: {len(rows)} rows, {facts['seconds']} s")

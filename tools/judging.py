@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +28,10 @@ class Plan(NamedTuple):
 
 
 class Progress:
-    """Says how many pictures are drawn and judged, how fast, and how long the rest will take."""
+    """Says how far a table of pictures, each to be drawn and then judged, has come."""
 
-    def __init__(self, total: int):
-        self._total, self._done = total, 0
+    def __init__(self, pictures: int):
+        self._total, self._done = 2 * pictures, 0
         self._began = self._said = time.monotonic()
 
     def __call__(self, what: str, pictures: int) -> None:
@@ -42,12 +42,8 @@ class Progress:
         if now - self._said < EVERY and self._done < self._total:
             return
         self._said = now
-        rate = self._done / (now - self._began)
-        left = spell((self._total - self._done) / rate)
-        print(
-            f"{what}: {self._done} of {self._total} pictures, {rate:.2f} a second, {left} left",
-            flush=True,
-        )
+        left = spell((self._total - self._done) * (now - self._began) / self._done)
+        print(f"{what}: {self._done / self._total:.0%} of all pictures, {left} left", flush=True)
 
 
 def sentence(scene: Scene) -> Sentence:
@@ -99,19 +95,30 @@ def row(plan: Plan, scenes: Sequence[Scene], generator, art: Artwork, options, p
     if condition == UNTRAINED:
         generator, condition = untrained(generator), AS_WRITTEN
     sentences = [sentence(scene) for scene in scenes]
-    watch = lambda pictures: progress(f"{plan.row}, {plan.condition}", pictures)
-    drawings = held_out.draw(generator, sentences, condition, options.seeds, options.batch, watch)
-    return table.Row(plan.row, plan.condition, figures(scenes, drawings, art))
+    watch = lambda deed: lambda count: progress(f"{plan.row}, {plan.condition}, {deed}", count)
+    drawings = held_out.draw(
+        generator, sentences, condition, options.seeds, options.batch, watch("drawn")
+    )
+    return table.Row(plan.row, plan.condition, figures(scenes, drawings, art, watch("judged")))
 
 
 def figures(
-    scenes: Sequence[Scene], drawings: Sequence[Sequence[Image.Image]], art: Artwork
+    scenes: Sequence[Scene],
+    drawings: Sequence[Sequence[Image.Image]],
+    art: Artwork,
+    watch: Callable[[int], None] = lambda pictures: None,
 ) -> dict[str, table.Estimate]:
-    """Judges drawings, one a scene and seed, among all held-out objects."""
+    """Judges drawings, one a scene and seed, among all held-out objects.
+
+    Args:
+      watch: called with 1 for each picture that is judged.
+    """
     candidates = art.things["validation"]
 
     def outcomes(number: int, pixels: np.ndarray) -> dict[str, list[float]]:
-        return judges.outcomes(judges.judge(scenes[number], pixels, candidates, art))
+        found = judges.outcomes(judges.judge(scenes[number], pixels, candidates, art))
+        watch(1)
+        return found
 
     targets = [Image.fromarray(scene.target) for scene in scenes]
     return table.columns(targets, drawings, outcomes)

@@ -25,13 +25,6 @@ from inset_jax.engine.matching import Scores
 from inset_jax.engine.sprites import Look
 from inset_jax.engine.world import Scene
 
-CHANCE = {  # of what `outcomes` returns, among 64 candidates; None where it is no one figure
-    "identity": 1 / 64,
-    "sharp identity": 1 / 64,
-    "relation": 1 / 2,
-    "count": None,
-    "attribute": None,
-}
 PRESENT = 0.3  # of what a perfect drawing of an object explains: from here on it is there
 TURNS = (0, 90, 180, -90)  # degrees between which a tipped object is told
 
@@ -76,8 +69,20 @@ def judge(
     )
 
 
+def chance(candidates: int) -> dict[str, float | None]:
+    """What drawing at random gets, by column of `outcomes`; None where it is no one figure."""
+    one = 1 / candidates
+    return {
+        "identity": one,
+        "sharp identity": one,
+        "relation": 1 / 2,
+        "count": None,
+        "attribute": None,
+    }
+
+
 def outcomes(verdict: Verdict) -> dict[str, list[float]]:
-    """What a verdict says, by column of CHANCE: 1.0 for right."""
+    """What a verdict says, by column: 1.0 for right."""
     return {
         "identity": [float(rank == 0) for rank in verdict.ranks],
         "sharp identity": [float(rank == 0) for rank in verdict.sharp_ranks],

@@ -30,7 +30,7 @@ from inset_jax.engine.world import Scene
 
 SHIFT = 4  # pixels an object may be off
 SCALES = (1.0, 0.92, 1.08)
-KEPT = 64  # kernels in memory, of about 3 MB each
+KEPT = 64  # kernels in memory
 GRAIN = 8  # pixels: windows have a multiple of it, so that sizes share them
 SOFT = 2.0  # pixels, standard deviation of the blur that `sharp` takes away from pictures
 TRIES = list(itertools.product(range(-SHIFT, SHIFT + 1), repeat=2))  # rows and columns off

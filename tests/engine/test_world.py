@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 import time
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inset_jax.engine import artwork, edits, layouts, phrases, sprites, stage, world
+from inset_jax.engine import artwork, edits, layouts, phrases, sprites, world
 from inset_jax.engine.draws import Draws
 
 ASSETS = "assets/demo"
@@ -329,7 +328,6 @@ def test_settings_are_reached(art):
     changes = {"reference": 40, "photographs": 1.0, "kinds": INTERLEAVED}
     for scene in draw(art, 10, **changes):
         assert scene.references[0].shape == (40, 40, 3) and scene.ground in art.grounds
-    assert dataclasses.asdict(stage.WorldConfig())["reference"] == 32
 
 
 @pytest.mark.slow
