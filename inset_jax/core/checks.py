@@ -20,7 +20,7 @@ CHOICES = {
     "compute.attention": ("auto", "pallas", "whole", "chunked", "reference"),
     "model.vae.kind": ("flux", "linear"),
     "compute.flow_loss": ("auto", "fused", "plain"),
-    "compute.remat": ("none", "dots", "attention", "full"),
+    "compute.remat": ("none", "dots", "attention", "full", "offload"),
     "data.posterior": ("sample", "mean"),
     "data.on_bad_record": ("stop", "replace"),
     "optimizer.name": ("adamw", "muon"),

@@ -124,7 +124,7 @@ class ComputeConfig:
     )
     attention_block: tuple[int, ...] = ()  # queries and keys of a tile of "pallas"; (): the chip's
     flow_loss: str = "auto"  # "fused" (one kernel), "plain", or "auto": fused on TPUs
-    remat: str = "full"  # a name in model.decoder.REMAT: "none", "dots", "attention", "full"
+    remat: str = "full"  # "none", "dots", "attention", "full", "offload": see model.decoder.REMAT
     cross_entropy_chunk: int = 2048  # tokens whose logits exist at once
 
 

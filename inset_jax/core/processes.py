@@ -25,6 +25,7 @@ LOST = 75  # exit status: another process is gone, the same command may be start
 AUTO = "auto"
 IF_ANY = "if any"  # as AUTO, but a host that knows of no others runs by itself
 BEATS = "inset/beat/"
+OUTCOMES = "inset/outcome/"
 
 
 class Place(NamedTuple):
@@ -259,6 +260,36 @@ def _handler_of_aborts(act: Callable[[], None]):
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: act())
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
     return handler
+
+
+def settle(name: str, failure: str, seconds: float = LOST_SECONDS) -> None:
+    """Tells the others how something went that all do together; "" stands for well.
+
+    No collective: those of the others may wait for a process that failed before its own. One that
+    failed waits until all have come to the end of it, and then goes on with them.
+
+    Args:
+      name: of this very occasion; never used twice in the life of the processes.
+      seconds: that one which failed waits.
+
+    Raises:
+      ValueError: this one failed, and another has not come to the end: it waits for this one.
+    """
+    from jax._src.distributed import global_state
+
+    client, index, count = global_state.client, global_state.process_id, global_state.num_processes
+    if client is None:
+        return
+    client.key_value_set(f"{OUTCOMES}{name}/{index}", failure or "done")
+    until = time.monotonic() + seconds
+    for number in range(count) if failure else ():
+        left = max(1, round(1000 * (until - time.monotonic())))
+        try:
+            client.blocking_key_value_get(f"{OUTCOMES}{name}/{number}", left)
+        except Exception as error:
+            raise ValueError(
+                f"{failure} (process {number} is still waiting for this one)"
+            ) from error
 
 
 def gather(value) -> list:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from inset_jax.core.batch import STREAMS, Kept, Visibility
 from inset_jax.core.config import ComputeConfig, LlmConfig
@@ -24,7 +25,10 @@ from inset_jax.model.layers import Linear, RmsNorm
 
 ACTIVATION = ("pack", "token", "feature")
 
-# What a layer keeps for its backward pass: "dots" computes no product of matrices twice.
+INPUT = "layer_input"  # of a layer, as remat policies know it
+
+# What a layer keeps for its backward pass beside its input: "dots" computes no product of matrices
+# twice, "offload" keeps nothing and has the input in the host's memory until it is needed.
 REMAT: dict[str, Callable | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -33,7 +37,29 @@ REMAT: dict[str, Callable | None] = {
     ),
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(INPUT,),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
+
+
+def remat(body: Callable, policy: str) -> Callable:
+    """Returns the body of a scan over layers, with what its backward pass keeps decided.
+
+    Args:
+      body: (input of the layer, what is scanned over) -> (its output, what is collected).
+      policy: a name in REMAT.
+    """
+    if policy == "none":
+        return body
+
+    def named(x, layer):
+        return body(jax.tree.map(lambda leaf: checkpoint_name(leaf, INPUT), x), layer)
+
+    return jax.checkpoint(named, policy=REMAT[policy], prevent_cse=False)
 
 
 class Attention(nnx.Module):
@@ -172,9 +198,7 @@ class Decoder(nnx.Module):
             outputs = {"kept": own, "residuals": after}
             return after, {name: outputs[name] for name in collect}
 
-        if compute.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=False)
-        last, collected = jax.lax.scan(body, streams, (stacked, kept))
+        last, collected = jax.lax.scan(remat(body, compute.remat), streams, (stacked, kept))
         return Decoded(
             {name: self.norm[name](x) for name, x in last.items()},
             last,

@@ -18,7 +18,7 @@ from inset_jax.core.config import ComputeConfig, VitConfig
 from inset_jax.core.mesh import constrain
 from inset_jax.kernels.attend import attend, chosen
 from inset_jax.model import layers
-from inset_jax.model.decoder import ACTIVATION, REMAT
+from inset_jax.model.decoder import ACTIVATION, remat
 from inset_jax.model.layers import LayerNorm, Linear, Table
 
 
@@ -97,9 +97,7 @@ class Vit(nnx.Module):
             x = nnx.merge(definition, params)(x, visibility, chosen(compute))
             return x, x
 
-        if compute.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=False)
-        x, residuals = jax.lax.scan(body, x, stacked)
+        x, residuals = jax.lax.scan(remat(body, compute.remat), x, stacked)
         return self.norm(x), residuals
 
 

@@ -13,7 +13,7 @@ from inset_jax.preflight import compiler, report
 from inset_jax.preflight.chips import GIB, Slice
 
 CONTEXT, TENSOR = (1, 2, 4), (1, 2, 4)
-REMAT = ("full", "attention", "dots")  # "none" keeps more than "dots" and never less
+REMAT = ("full", "attention", "dots", "offload")  # "none" keeps more than "dots" and never less
 
 
 def candidates(config: Config, slice_: Slice) -> Iterator[Config]:

@@ -33,7 +33,15 @@ def parts(config: Config, devices: int) -> dict[str, Part]:
 
 def words(config: Config) -> list[str]:
     """What was assumed, in sentences."""
-    room = config.data.capacity
+    room, model = config.data.capacity, config.model
+    packs = config.data.packs * config.optimizer.accumulation
+    inputs = model.llm.layers * (room.und + room.gen) * model.llm.model_dim
+    inputs += model.vit.layers * room.vit * model.vit.width
+    size = 2 if config.compute.dtype == "bfloat16" else 4
+    host = [
+        f"{inputs * size * packs / 1e9:,.0f} GB of layers' inputs of all devices go to the hosts' "
+        "memory and come back in a step: no time is counted for it"
+    ]
     return [
         f"both streams are full: {room.und:,} und and {room.gen:,} gen tokens a pack, "
         f"{room.vit:,} ViT patches, {room.cross_entropy:,} next-token targets",
@@ -41,4 +49,5 @@ def words(config: Config) -> list[str]:
         "planner's packs of inset_7b's mix",
         f"pictures of {PICTURE_PATCHES:,} ViT patches",
         "the autoencoder, which encodes targets between steps, is not counted",
+        *host * (config.compute.remat == "offload"),
     ]

@@ -23,6 +23,13 @@ EVERY = 5.0  # seconds between two looks of the thread
 GRACE = 60.0  # seconds that the thread itself may be late
 
 
+def forget_gone(workdir: pathlib.Path, count: int) -> None:
+    """Removes signs of life of processes that a run of `count` has no longer; stacks stay."""
+    for path in (workdir / FOLDER).glob("*.json"):
+        if path.stem.isdigit() and int(path.stem) >= count:
+            path.unlink(missing_ok=True)
+
+
 class Health:
     """A context manager around the steps of a run."""
 

@@ -15,7 +15,7 @@ from inset_jax.core import mesh as meshes
 from inset_jax.core import processes
 from inset_jax.core.config import Config
 from inset_jax.data.loader import HostBatch
-from inset_jax.train import faults, goodput, guard, metrics, remote, step, throughput
+from inset_jax.train import faults, goodput, guard, health, metrics, remote, step, throughput
 from inset_jax.train.stopwatch import START, Stopwatch
 
 
@@ -43,6 +43,7 @@ class Journal:
         self.writer: metrics.Writer | None = None
         self.began = 0.0  # see `goodput.Started`
         if index == 0:
+            forget_gone(workdir, first, jax.process_count())
             started = goodput.started(workdir)
             self.began = started.began
             service = (
@@ -146,6 +147,15 @@ class Journal:
     def _write(self, number: int, phase: str, values: dict[str, float]) -> None:
         if self.writer is not None:
             self.writer.write(number, phase, values)
+
+
+def forget_gone(workdir: pathlib.Path, first: int, count: int) -> None:
+    """Trims what processes have left that are no more, when a run goes on with fewer."""
+    health.forget_gone(workdir, count)
+    for path in workdir.glob("bad_*.*.jsonl"):  # each process trims its own
+        number = path.name.split(".")[1]
+        if number.isdigit() and int(number) >= count:
+            metrics.drop_after(path, first)
 
 
 def _slices(by_example: step.ByExample) -> list[step.ByExample]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ import jax
 import numpy as np
 
 from inset_jax.checkpoint import autoencoder, damaged, load, store, tokenizer
-from inset_jax.core import checks, overrides
+from inset_jax.core import checks, overrides, processes
 from inset_jax.core import mesh as meshes
 from inset_jax.core.config import Config, edit
 from inset_jax.data import pack as packing
@@ -336,23 +337,28 @@ class _Run:
         self.saved = number, time.monotonic()
 
     def _draw(self, number: int) -> None:
-        """Calls the preview with the averaged weights; one process goes on without a picture."""
+        """Calls the preview with the averaged weights; the run goes on without a picture.
+
+        Raises:
+          ValueError: it failed here alone, and the other processes wait for this one.
+        """
         if self.preview is None:
             return
         params = {"model": optim.merge(self.state["params"], self.state["ema"]), "vae": self.vae}
         folder = self.workdir / "previews"
         folder.mkdir(exist_ok=True)
+        why = ""
         try:
             paths = self.preview(self.config, params, number, folder)
+            for path in paths if self.journal.writer is not None else ():
+                with curves.Image.open(path) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                self.journal.writer.picture(number, path.stem, pixels)
+            print(f"step {number}: drew {', '.join(str(path) for path in paths)}", flush=True)
         except (ValueError, OSError) as error:
-            if jax.process_count() > 1:
-                raise  # the others are drawing, and would wait for this process for ever
-            print(f"step {number}: no picture: {error}")
-            return
-        for path in paths if self.journal.writer is not None else ():
-            with curves.Image.open(path) as picture:
-                self.journal.writer.picture(number, path.stem, np.asarray(picture.convert("RGB")))
-        print(f"step {number}: drew {', '.join(str(path) for path in paths)}", flush=True)
+            why = f"step {number}: no picture: {error}"
+            print(why, file=sys.stderr if jax.process_index() else None, flush=True)
+        processes.settle(f"picture {number}", why)
 
 
 def _with_digest(config: Config, vae) -> Config:

@@ -154,6 +154,19 @@ def loss_function(definition, config: Config) -> Callable:
     return loss
 
 
+def gradients(definition, config: Config) -> Callable:
+    """Returns a function (params, packs [accumulation, P, ...]) -> (gradients of the trained part,
+    Losses, ByExample, ByTime), all of the global batch."""
+    loss = loss_function(definition, config)
+
+    def over_all(params: Tree, packs: Pack):
+        trained, frozen = optim.split(params, config.optimizer.frozen)
+        over_trained = lambda part, pack, whole: loss(optim.merge(frozen, part), pack, whole)
+        return _accumulate(jax.value_and_grad(over_trained, has_aux=True), trained, packs)
+
+    return over_all
+
+
 def train_step(definition, config: Config) -> Callable[[Tree, Pack], tuple[Tree, Report]]:
     """Returns a function (state, packs [accumulation, P, ...]) -> (state, Report).
 
@@ -161,16 +174,13 @@ def train_step(definition, config: Config) -> Callable[[Tree, Pack], tuple[Tree,
     A bad step (`train.guard`) leaves all of it as it was, and the report says so; if such steps are
     skipped, its number and the guard's memory go on.
     """
-    loss = loss_function(definition, config)
+    gradient = gradients(definition, config)
     optimizer = optim.create(config.optimizer, config.run.steps)
-    patterns = config.optimizer.frozen
     goes_on = {"step", "guard"} if config.run.on_bad_step == guard.SKIP else set()
 
     def step(state: Tree, packs: Pack) -> tuple[Tree, Report]:
-        trained, frozen = optim.split(state["params"], patterns)
-        over_trained = lambda part, pack, whole: loss(optim.merge(frozen, part), pack, whole)
-        gradient = jax.value_and_grad(over_trained, has_aux=True)
-        grads, losses, by_example, by_time = _accumulate(gradient, trained, packs)
+        trained, frozen = optim.split(state["params"], config.optimizer.frozen)
+        grads, losses, by_example, by_time = gradient(state["params"], packs)
         moved, opt_state, told = optimizer.update(grads, state["opt_state"], trained)
         finite = jnp.isfinite(losses.total) & jnp.isfinite(told["grad_norm"])
         verdict, memory = guard.judge(state["guard"], finite, told["grad_norm"], config.run)

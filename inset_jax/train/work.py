@@ -127,6 +127,6 @@ def _again(config: Config) -> dict[str, int]:
     """Forward passes that the backward pass makes once more, by remat policy."""
     remat = config.compute.remat
     return {
-        "dense": int(remat in ("full", "attention")),
-        "attention": int(remat == "full"),
+        "dense": int(remat in ("full", "offload", "attention")),
+        "attention": int(remat in ("full", "offload")),
     }

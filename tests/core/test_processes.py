@@ -73,10 +73,19 @@ def member(index: int, port: str, ending: str) -> None:
         agreed = Agreement(mesh)
         asks = lambda step: Asked(signal=15 * (index == 1 and step == 1), save=index == step == 0)
         wishes = [agreed(asks(step)) for step in range(4)]
+        processes.settle("both failed", f"bad {index}")
+        processes.settle("one failed", "bad" * index)
+        stuck = ""
+        if index:  # the other never comes to the end of it
+            try:
+                processes.settle("stuck", "bad", 0.5)
+            except ValueError as error:
+                stuck = str(error)
         split = meshes.put(np.arange(8.0), meshes.sharding(mesh, ("pack",), (8,)))
         told = {
             "share": meshes.share(mesh, 8),
             "wishes": wishes,
+            "stuck": stuck,
             "gathered": processes.gather(["a", "long one"][index]),
             "split": [shard.data.tolist() for shard in split.addressable_shards],
             "whole": np.asarray(meshes.on_this_host(split, mesh)[1]).tolist(),
@@ -129,6 +138,8 @@ def test_processes_exchange_shares_wishes_and_values():
         # one step later, in both: a save that process 0 wants, a signal that process 1 got
         assert told["wishes"] == [[0, 0, 0], [0, 1, 0], [15, 0, 0], [0, 0, 0]]
         assert told["gathered"] == ["a", "long one"]
+        waits = "bad (process 0 is still waiting for this one)"
+        assert told["stuck"] == (waits if index else "")
         assert sorted(n for part in told["split"] for n in part) == [
             4 * index + n for n in range(4)
         ]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import yaml
 
@@ -203,6 +204,42 @@ def test_missing_setting_is_named(cloud):
     assert "BUCKET is empty" in err
 
 
+def strict(schema):
+    """Returns the schema with fields that it does not name refused; a cluster would drop them."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: strict(value) for name, value in schema.items()}
+    if isinstance(made.get("properties"), dict) and "type" in made:
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def faults(manifest) -> list[str]:
+    """What JobSet's own schema, and Kubernetes' of the pods in it, has against a manifest."""
+    schema = strict(json.loads((ROOT / "tests" / "launch" / "jobset_schema.json").read_text()))
+    found = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    return [f"{'/'.join(map(str, one.absolute_path))}: {one.message}" for one in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        ("parallelism: 2", "parallelism: two", "'two' is not of type 'integer'"),
+        ("nodeSelector:", "nodeSelectors:", "'nodeSelectors' was unexpected"),
+        ("values: [1]", "values: [error]", "onExitCodes/values/0"),
+        ("operator: In", "operand: In", "'operator' is a required property"),
+        ("action: FailJobSet", "action: Fail", "'Fail' is not one of"),
+    ],
+)
+def test_manifest_with_a_fault_is_refused_by_the_schema(cloud, line, instead, said):
+    _, out, err, _ = cloud("gke.sh", [], "--dry-run")
+    text = out[out.index("apiVersion") :]
+    assert line in text, err
+    assert said in "; ".join(faults(yaml.safe_load(text.replace(line, instead))))
+
+
 @pytest.mark.parametrize(
     ("chip", "topology", "slices", "node", "hosts", "chips"),
     [
@@ -221,6 +258,7 @@ def test_manifest_has_a_job_a_slice_and_a_pod_a_host(
     )
     assert (status, calls) == (0, []), err
     manifest = yaml.safe_load(out[out.index("apiVersion") :])
+    assert faults(manifest) == []
     (jobs,) = manifest["spec"]["replicatedJobs"]
     job = jobs["template"]["spec"]
     assert (jobs["replicas"], job["parallelism"], job["completions"]) == (slices, hosts, hosts)

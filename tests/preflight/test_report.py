@@ -205,6 +205,11 @@ def test_work_of_the_7b_is_that_of_its_parameters():
     frozen = work.parts(edit(config, optimizer__frozen=("llm/layers/und/*",)), 256)
     assert frozen["und expert"].model == found["und expert"].model * 2 / 3
     assert frozen["gen expert"] == found["gen expert"]
+    away = edit(config, compute__remat="offload")
+    assert work.parts(away, 256) == found
+    # 28 layers of two streams, 26 of patches, two bytes a number, 256 packs
+    assert "1,767 GB of layers' inputs" in work.words(away)[-1]
+    assert not any("layers' inputs" in line for line in work.words(config))
     kept = work.parts(edit(config, compute__remat="none"), 256)
     assert kept["und expert"].executed == kept["und expert"].model
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+from inset_jax.train import journal
 from inset_jax.train.health import FOLDER, Health
 
 SOON = 0.02  # seconds between two looks
@@ -52,3 +53,22 @@ def test_watchdog_is_quiet_while_anything_comes_to_its_end(tmp_path):
             time.sleep(0.1)
             health.beat()
     assert (tmp_path / FOLDER / "0.stacks").read_text() == ""
+
+
+def test_what_processes_have_left_that_are_no_more_is_trimmed(tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    for name in ("0.json", "1.json", "3.json", "3.stacks"):
+        (tmp_path / FOLDER / name).write_text("{}")
+    lines = "".join(json.dumps({"step": step}) + "\n" for step in (2, 5))
+    for name in (
+        "bad_steps.jsonl",
+        "bad_steps.1.jsonl",
+        "bad_steps.3.jsonl",
+        "bad_records.2.jsonl",
+    ):
+        (tmp_path / name).write_text(lines)
+    journal.forget_gone(tmp_path, first=4, count=2)
+    assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"0.json", "1.json", "3.stacks"}
+    steps = lambda name: [json.loads(x)["step"] for x in (tmp_path / name).read_text().splitlines()]
+    assert steps("bad_steps.3.jsonl") == steps("bad_records.2.jsonl") == [2]
+    assert steps("bad_steps.jsonl") == steps("bad_steps.1.jsonl") == [2, 5]  # their own affair
