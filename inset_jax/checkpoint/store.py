@@ -12,6 +12,7 @@ wrong is one ValueError that names the folder, the step and the file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -168,13 +169,15 @@ class Store:
     def _fail(self, error: Exception) -> None:
         step, _ = self._saving
         self._saving = None
-        for folder in self.directory.glob(f"{step}.*tmp*"):
-            folder.rmtree(missing_ok=True)  # gives the room back
+        for folder in self.directory.glob(f"{step}.*tmp*") if jax.process_index() == 0 else ():
+            with contextlib.suppress(OSError):  # others may be writing there still
+                folder.rmtree(missing_ok=True)  # gives the room back
         self._manager.reload()
         self._find_best()
         rest = steps(self.directory)
         intact = f"step {rest[-1]} is intact" if rest else "there is no earlier checkpoint"
-        raise ValueError(
+        kind = ValueError if jax.process_count() == 1 else processes.Shared
+        raise kind(
             f"{self.directory}: step {step} could not be saved ({errors.reason(error)}); {intact}"
         ) from error
 

@@ -259,6 +259,17 @@ def total(array: jax.Array, *names: str) -> jax.Array:
     return array if mesh.empty or mesh.size == 1 else jax.lax.psum(array, axes)
 
 
+def gathered(array: jax.Array, name: str, dim: int) -> jax.Array:
+    """Returns, inside `per_device`, the parts of all along this name's axes, side by side."""
+    return jax.lax.all_gather(array, RULES[name], axis=dim, tiled=True)
+
+
+def exchanged(array: jax.Array, name: str, split: int, joined: int) -> jax.Array:
+    """Inside `per_device`, along this name's axes: each device keeps its part of dimension `split`,
+    and has of dimension `joined` the parts of all."""
+    return jax.lax.all_to_all(array, RULES[name], split, joined, tiled=True)
+
+
 def dividing(name: str, *sizes: int) -> str | None:
     """Returns the logical name if its mesh axes divide all these sizes, else None: not split."""
     return None if any(size % ways(name) for size in sizes) else name

@@ -28,6 +28,10 @@ BEATS = "inset/beat/"
 OUTCOMES = "inset/outcome/"
 
 
+class Shared(ValueError):
+    """An error in something that all processes do together: another one may have caused it."""
+
+
 class Place(NamedTuple):
     """Which process this is."""
 
@@ -153,10 +157,11 @@ class Group:
     def fail(self, error: BaseException) -> None:
         """Ends this process after an error, and so the others; does not return.
 
-        When another process is killed, collectives fail here with messages that name nobody. So an
-        error of the device waits until the watcher has had time to find out who is missing.
+        When another process is killed, collectives and saves fail here with messages that name
+        nobody. So an error of the device, or of what all do together (`Shared`), waits until the
+        watcher has had time to find out who is missing.
         """
-        own = isinstance(error, ValueError | OSError)
+        own = isinstance(error, ValueError | OSError) and not isinstance(error, Shared)
         if not own:
             time.sleep(1.5 * self._lost_seconds)  # the watcher may end the process here
         self._stop.set()

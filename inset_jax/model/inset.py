@@ -18,7 +18,7 @@ from inset_jax.core.config import ComputeConfig, ModelConfig
 from inset_jax.core.mesh import constrain
 from inset_jax.model import bridge, flow, int8, layers
 from inset_jax.model.decoder import ACTIVATION, Decoded, Decoder
-from inset_jax.model.layers import Linear, Table
+from inset_jax.model.layers import Embedding, Linear, Table
 from inset_jax.model.vit import Vit
 
 Params = dict[str, Any]
@@ -32,7 +32,7 @@ class LanguageModel(Decoder):
     def __init__(self, config, rngs: nnx.Rngs):
         super().__init__(config, rngs)
         size = (config.vocab_size, config.model_dim)
-        self.embed = Table(size, ("vocab", "embed"), rngs)
+        self.embed = Embedding(size, ("vocab", "embed"), rngs)
         self.head = Linear(size[::-1], ("embed", "vocab"), rngs, bias=False)
 
 

@@ -107,6 +107,34 @@ class Table(nnx.Module):
         return jnp.take(self.table[...], index, axis=0).astype(dtype)
 
 
+class Embedding(Table):
+    """Token embeddings [vocab, M], looked up by packs of tokens.
+
+    On a mesh that splits the width of the table, each device looks up its columns for the packs of
+    all that share them, and they exchange the results: activations are sent, never the table nor
+    its gradient. (Left to the partitioner, two slices summed the whole gradient in float32.)
+    """
+
+    def __call__(self, index: jax.Array, dtype) -> jax.Array:
+        """index int32 [P, T] -> [P, T, M]."""
+        table = self.table[...]
+        sizes = zip(("vocab", "embed", "pack", "token"), table.shape + index.shape, strict=True)
+        if mesh.ways("embed") == 1 or any(size % mesh.ways(name) for name, size in sizes):
+            return super().__call__(index, dtype)
+        rows = functools.partial(_rows, dtype=dtype)
+        inputs = (("vocab", "embed"), ("pack", "token"))
+        return mesh.per_device(rows, inputs, ("pack", "token", "feature"))(table, index)
+
+
+def _rows(table: jax.Array, index: jax.Array, dtype) -> jax.Array:
+    """One device's share: some rows and columns of the table, some packs [p, t] -> [p, t, M]."""
+    row = mesh.gathered(index, "embed", 0) - mesh.index("vocab") * len(table)
+    here = (row >= 0) & (row < len(table))
+    found = jnp.take(table, jnp.where(here, row, 0), axis=0).astype(dtype)
+    found = mesh.total(jnp.where(here[..., None], found, 0), "vocab")
+    return mesh.exchanged(found, "embed", 0, 2)
+
+
 def stack(build: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """Builds `layers` modules of one kind with their parameters stacked in front, for `scan`."""
     stacked = nnx.vmap(build, in_axes=0, out_axes=0)

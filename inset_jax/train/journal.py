@@ -15,7 +15,17 @@ from inset_jax.core import mesh as meshes
 from inset_jax.core import processes
 from inset_jax.core.config import Config
 from inset_jax.data.loader import HostBatch
-from inset_jax.train import faults, goodput, guard, health, metrics, remote, step, throughput
+from inset_jax.train import (
+    faults,
+    goodput,
+    guard,
+    health,
+    metrics,
+    probe,
+    remote,
+    step,
+    throughput,
+)
 from inset_jax.train.stopwatch import START, Stopwatch
 
 
@@ -40,6 +50,8 @@ class Journal:
         self.faults = faults.FaultLog(workdir, first, index)
         self.bad = guard.BadSteps(workdir, config.run, first, index)
         self.speed = throughput.Throughput(config, watch, share.is_first)
+        # on CPUs devices are threads that wait for one another
+        self.probe = None if jax.default_backend() == "cpu" else probe.Probe()
         self.writer: metrics.Writer | None = None
         self.began = 0.0  # see `goodput.Started`
         if index == 0:
@@ -97,6 +109,15 @@ class Journal:
         told = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"step {number}: held out  {told}", flush=True)
         return total
+
+    def chips(self, number: int) -> None:
+        """Compares the chips with one another, between two steps; names one that is slow."""
+        if self.probe is None or jax.device_count() == 1:
+            return
+        values, slow = probe.figures(processes.gather(self.probe.own()))
+        if slow:
+            print(slow, flush=True)
+        self._write(number, "chips", values)
 
     def close(self) -> None:
         if self.writer is not None:

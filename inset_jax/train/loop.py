@@ -154,7 +154,7 @@ class _Run:
         )
         jax.block_until_ready(self.state)
         self.watch.phase("restore", begun.origin)
-        self.advance = start.jitted(config, self.state, mesh)
+        self.advance = start.OnceAShape(start.jitted(config, self.state, mesh))
         self.held_out = HeldOut(self.reading, mesh, self.share, self._packs)
         self.journal = Journal(config, workdir, self.share, self.watch, self.first)
         self.goodput = self.journal.account(begun.useful)
@@ -280,6 +280,8 @@ class _Run:
         if due(run.validate_every) and self.config.data.validation:
             held_out = self.journal.held_out(number, self.held_out.measure(self.state["params"]))
             self._passed("held_out")
+        if not pause.stopping:
+            self.journal.chips(number)
         saving = pause.saving or pause.stopping or last or number % run.save_every == 0
         if saving or (held_out is not None and self.saver.is_best(held_out)):
             self._save(number, held_out)

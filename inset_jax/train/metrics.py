@@ -37,7 +37,7 @@ class Writer:
         """Records what is finite of the numbers of one step.
 
         Args:
-          phase: "train", "validation" or "start".
+          phase: "train", "validation", "start" or "chips".
 
         Raises:
           OSError: the file cannot grow; it is named.

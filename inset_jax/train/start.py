@@ -61,6 +61,34 @@ def jitted(config: Config, state: Tree, mesh: Mesh):
     )
 
 
+class OnceAShape:
+    """The jitted step, which is compiled once for each shape of the packs and never again.
+
+    A stage of a curriculum that changes capacities brings a new shape.
+    """
+
+    def __init__(self, step):
+        self._step, self._shapes = step, set()
+
+    def __call__(self, state: Tree, packs: Pack):
+        """Takes a step.
+
+        Raises:
+          ValueError: packs of a known shape were compiled anew, which would go on unnoticed but for
+            the time that it takes.
+        """
+        self._shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(packs)))
+        result = self._step(state, packs)
+        compiled, shapes = self._step._cache_size(), len(self._shapes)
+        if compiled > shapes:
+            raise ValueError(
+                f"the training step was compiled {compiled} times for {shapes} shapes of packs: "
+                "something else in its arguments has changed between two steps (a dtype, a "
+                "sharding)"
+            )
+        return result
+
+
 def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
     """Returns the newest state of the directory, or the first one if it has none.
 

@@ -83,3 +83,11 @@ def test_init_from_another_model_is_refused(config, mesh, tmp_path):
 def test_init_from_nothing_is_refused(config, mesh, tmp_path):
     with pytest.raises(ValueError, match="none: "):
         start.begin(edit(config, run__init_from="none"), mesh, tmp_path)
+
+
+def test_step_that_is_compiled_again_for_packs_of_a_known_shape_is_an_error():
+    step = start.OnceAShape(jax.jit(lambda state, packs: state + packs.sum()))
+    for size in (3, 3, 4, 3):
+        step(np.float32(1), np.zeros(size, np.float32))
+    with pytest.raises(ValueError, match="compiled 3 times for 2 shapes of packs"):
+        step(np.float32(1), np.zeros(3, np.int32))
