@@ -20,10 +20,11 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ROOM = {"und": 17408, "gen": 15360, "vit": 15360}  # 32,768 tokens in the ratio of the mix
 # GiB of temporaries, GB that a chip sends in a step, of these between slices, rematerializations
 GOLDEN = {
-    ("v6e-256", "full"): (16.03, 114.1, 0.0, 0),
+    ("v6e-256", "full"): (16.02, 114.0, 0.0, 0),
     ("v6e-256", "offload"): (12.08, 115.05, 0.0, 0),
-    ("v5p-128", "full"): (16.66, 113.4, 0.0, 0),
-    ("2x v6e-256", "full"): (21.19, 122.2, 0.142, 1),
+    ("v5p-128", "full"): (16.66, 113.2, 0.0, 0),
+    ("2x v6e-256", "full"): (21.23, 118.0, 0.142, 0),
+    ("2x v6e-256", "offload"): (13.46, 118.9, 0.142, 0),
 }
 # GiB that prefill, evaluation and decoding need, GB that a chip sends in an evaluation
 DRAWING = {
@@ -81,7 +82,7 @@ def test_the_7b_takes_and_sends_what_it_did(tmp_path, slice_, remat):
     status, found = preflight(tmp_path, "inset_7b", slice_, "--fast", *flags)
     temporaries, sent, between, rematerialised = GOLDEN[slice_, remat]
     assert status == 0
-    assert found["memory"]["free"] > (0.08 if slice_.startswith("2x") else 0.10)
+    assert found["memory"]["free"] > (0.08 if (slice_, remat) == ("2x v6e-256", "full") else 0.10)
     assert found["rematerialised"] == rematerialised
     assert found["collectives"]["stacks"] == []
     got = found["memory"]["parts"]["activations and other temporaries"] / GIB
