@@ -69,7 +69,7 @@ def test_the_command_draws_every_row_and_writes_what_it_prints(stand_in, tmp_pat
     assert len(facts["sha256"]) == 64 and facts["step"] == 7
     assert facts["sampling"]["num_timesteps"] == 2
     printed = capsys.readouterr().out
-    assert "of 42 pictures, " in printed and "a second, 0 s left" in printed
+    assert "untrained weights, judged: 100% of all pictures, 0 s left" in printed
     assert "left out: 8 references" in printed and "chance" in printed
 
 
