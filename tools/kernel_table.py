@@ -25,9 +25,9 @@ FORWARD_BARS = {
 }
 SPLASH_SHARE = (0.85, 0.92)  # at most, at 512 x 512, without and with masking
 BACKWARD_SHARE = 0.75  # at most, of splash's better form, at 256 x 256
-# For each tile of the backward kernel, so many of the shifts' kernel: the most of any setting of
-# `kernel_packs`, packs of many small examples
-SHIFT_SHARE = 0.25
+# For each tile of the backward kernel, so many of the shifts' kernel: more than in any setting of
+# `kernel_packs`, of which packs of many small examples have most
+SHIFT_SHARE = 0.3
 
 
 class Row(NamedTuple):

@@ -212,6 +212,9 @@ def _resampler():
         from inset_jax.data import resample  # half a second, and three before it is compiled
     except ImportError:
         return None
+    except Exception as error:  # of a compiler that does not know this machine, of a broken cache
+        log.warning("Numba cannot be used, pictures are left to PIL: %r", error)
+        return None
     noise = np.random.default_rng(0).integers(0, 256, (97, 89, 4), np.uint8)
     for size in ((40, 33), (120, 140), (88, 50)):
         theirs = Image.fromarray(noise[..., :3]).resize(size, Image.Resampling.BICUBIC)
@@ -223,6 +226,7 @@ def _resampler():
 
 def _fours(image: Image.Image) -> np.ndarray:
     """Returns the bytes that PIL keeps of an RGB image: uint8 [height, width, 4]."""
+    image.load()
     mapped, pixels = getattr(image, "mapped", (None, None))
     # another one is there once somebody has drawn on it
     return pixels if mapped is image.im else _packed(image, "RGBX")

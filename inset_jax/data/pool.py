@@ -97,11 +97,12 @@ class Pool:
         pipe = connection.wait(list(self._busy))[0]
         worker, key = self._busy.pop(pipe)
         try:
-            is_result, answer = pipe.recv()
-        except (EOFError, ConnectionError):
+            message = pipe.recv_bytes()
+        except (EOFError, OSError):  # the latter half way through a message
             worker.process.join()
             return key, Died(worker.process.pid, worker.process.exitcode)
         self._idle.append(worker)
+        is_result, answer = pickle.loads(message)
         if not is_result:
             raise answer
         return key, answer
@@ -129,10 +130,19 @@ def _serve(pipe: connection.Connection) -> None:
             except Exception as error:
                 error.add_note(f"in a worker process:\n{traceback.format_exc()}")
                 answer = False, error
-            try:
-                pipe.send(answer)
-            except (TypeError, AttributeError, pickle.PicklingError):
-                pipe.send((False, RuntimeError(traceback.format_exc())))
+            pipe.send_bytes(_message(*answer))
+
+
+def _message(is_result: bool, answer) -> bytes:
+    """An answer as the parent reads it; in place of one that it could not read, what went wrong."""
+    try:
+        message = pickle.dumps((is_result, answer))
+        if not is_result:  # errors may be written and not read: their classes want other arguments
+            pickle.loads(message)
+        return message
+    except Exception:
+        told = traceback.format_exc() if is_result else "".join(traceback.format_exception(answer))
+        return pickle.dumps((False, RuntimeError(told)))
 
 
 def each(

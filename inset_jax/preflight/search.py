@@ -57,7 +57,8 @@ def main(config: Config, slice_: Slice, out: pathlib.Path, limit: float) -> int:
             print(f"{name}: {error}", flush=True)
             continue
         one = report.assemble(tried, slice_, left) | {"layout": name}
-        found.append(one | {"tokens_a_second": speed(one)})
+        # the way to the host and back is in no estimate
+        found.append(one | {"tokens_a_second": None if remat == "offload" else speed(one)})
         print(f"{name}: {report.verdict(one)}", flush=True)
     ranked = rank(found)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def speed(one: dict) -> float | None:
 
 
 def rank(found: list[dict]) -> list[dict]:
-    """Those that fit by speed; then those that do not, by what they need."""
+    """Those that fit by speed, unknown ones last; then those that do not, by what they need."""
     fitting = [one for one in found if one["memory"]["fits"]]
     others = [one for one in found if not one["memory"]["fits"]]
     fitting.sort(key=lambda one: -(one["tokens_a_second"] or 0))

@@ -191,7 +191,11 @@ def _run(layout: Layout, folder: pathlib.Path) -> None:
                     subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 )
         for number, process in enumerate(started):
-            if process.wait(PATIENCE):
+            try:
+                failed = process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                failed = True
+            if failed:
                 said = (folder / f"{layout.name}.{number}.log").read_text().splitlines()[-8:]
                 raise ValueError("\n".join([f"{layout.name}, process {number}:", *said]))
     finally:

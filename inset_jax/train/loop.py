@@ -280,12 +280,12 @@ class _Run:
         if due(run.validate_every) and self.config.data.validation:
             held_out = self.journal.held_out(number, self.held_out.measure(self.state["params"]))
             self._passed("held_out")
-        if not pause.stopping:
-            self.journal.chips(number)
         saving = pause.saving or pause.stopping or last or number % run.save_every == 0
         if saving or (held_out is not None and self.saver.is_best(held_out)):
             self._save(number, held_out)
             self._passed("save")
+        if not pause.stopping:
+            self.journal.chips(number)
         if due(run.sample_every):
             self._draw(number)
             self._passed("pictures")

@@ -6,9 +6,12 @@ whose parameters stand apart because they do not train.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +27,8 @@ from inset_jax.model import inset, vae
 from inset_jax.train import guard, step
 
 Tree = dict[str, Any]
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # a program compiled, or found compiled
 
 
 class Begun(NamedTuple):
@@ -68,7 +73,7 @@ class OnceAShape:
     """
 
     def __init__(self, step):
-        self._step, self._shapes = step, set()
+        self._step, self._known = step, set()
 
     def __call__(self, state: Tree, packs: Pack):
         """Takes a step.
@@ -77,16 +82,32 @@ class OnceAShape:
           ValueError: packs of a known shape were compiled anew, which would go on unnoticed but for
             the time that it takes.
         """
-        self._shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(packs)))
-        result = self._step(state, packs)
-        compiled, shapes = self._step._cache_size(), len(self._shapes)
-        if compiled > shapes:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(packs))
+        with _compiles() as compiled:
+            result = self._step(state, packs)
+        if compiled and shapes in self._known:
             raise ValueError(
-                f"the training step was compiled {compiled} times for {shapes} shapes of packs: "
-                "something else in its arguments has changed between two steps (a dtype, a "
-                "sharding)"
+                "the training step was compiled again for packs of shapes that it knew: something "
+                "else in its arguments has changed between two steps (a dtype, a sharding)"
             )
+        self._known.add(shapes)
         return result
+
+
+@contextlib.contextmanager
+def _compiles() -> Iterator[list[float]]:
+    """Collects the seconds of each compile that this thread asks for."""
+    seconds, thread = [], threading.get_ident()
+
+    def note(event: str, duration: float, **facts) -> None:
+        if event == COMPILED and threading.get_ident() == thread:
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:

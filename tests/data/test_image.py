@@ -60,6 +60,14 @@ def test_pixels_are_those_that_pil_gives(size):
     assert image.resize_to(picture, *size).dtype == np.uint8
 
 
+def test_a_large_picture_that_is_open_and_not_yet_read_is_resized():
+    noise = np.random.default_rng(3).integers(0, 256, (400, 400, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    found = image.resize_to(Image.open(file), 300, 280)
+    np.testing.assert_array_equal(found, image.resize_to(Image.fromarray(noise), 300, 280))
+
+
 def test_patches_are_written_where_they_belong():
     picture = np.arange(28 * 42 * 3).reshape(28, 42, 3)
     out = np.full((8, 14 * 14 * 3), -1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,38 @@ def test_what_cannot_be_sent_back_is_an_error_and_no_hang():
 
 def _make_lock(_):
     return threading.Lock()
+
+
+class Odd(Exception):
+    """Is written by pickle, and cannot be read."""
+
+    def __init__(self, a, b):
+        super().__init__(a)
+
+
+def _raise_odd(_):
+    raise Odd("what was wrong", 2)
+
+
+def test_errors_that_cannot_be_sent_back_are_told():
+    with pytest.raises(RuntimeError, match="what was wrong"):
+        list(pool.each(_raise_odd, [1], 1, str))
+
+
+def _long_answer(folder):
+    (folder / "begun").write_text(str(os.getpid()))
+    return bytes(50_000_000)  # more than a pipe holds: it is sent while somebody reads
+
+
+def test_a_worker_that_dies_half_way_through_its_answer_has_died(tmp_path):
+    with pool.Pool(_long_answer, 1) as one:
+        one.start("long", tmp_path)
+        worker = tmp_path / "begun"
+        until(lambda: worker.exists() and worker.read_text())
+        until(lambda: connection.wait(list(one._busy), 0))  # the answer has begun to come
+        os.kill(int(worker.read_text()), signal.SIGKILL)
+        key, result = one.wait()
+    assert key == "long" and isinstance(result, pool.Died) and result.status == -signal.SIGKILL
 
 
 def test_a_killed_worker_of_a_build_is_replaced(tmp_path, caplog):

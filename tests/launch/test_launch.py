@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 
-import jsonschema
 import pytest
 import yaml
+
+from tests.launch.jobset import faults
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -202,25 +203,6 @@ def test_missing_setting_is_named(cloud):
     status, _, err, calls = cloud("queued.sh", [], BUCKET="")
     assert (status, calls) == (1, [])
     assert "BUCKET is empty" in err
-
-
-def strict(schema):
-    """Returns the schema with fields that it does not name refused; a cluster would drop them."""
-    if isinstance(schema, list):
-        return [strict(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {name: strict(value) for name, value in schema.items()}
-    if isinstance(made.get("properties"), dict) and "type" in made:
-        made.setdefault("additionalProperties", False)
-    return made
-
-
-def faults(manifest) -> list[str]:
-    """What JobSet's own schema, and Kubernetes' of the pods in it, has against a manifest."""
-    schema = strict(json.loads((ROOT / "tests" / "launch" / "jobset_schema.json").read_text()))
-    found = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
-    return [f"{'/'.join(map(str, one.absolute_path))}: {one.message}" for one in found]
 
 
 @pytest.mark.parametrize(

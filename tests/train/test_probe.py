@@ -1,9 +1,14 @@
 """Which chip is slow: all make the same products, between two steps."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from inset_jax.core.config import RunConfig, edit
 from inset_jax.core.mesh import Share
+from inset_jax.core.simulated import several
 from inset_jax.train import metrics, probe
 from inset_jax.train.journal import Journal
 from inset_jax.train.stopwatch import Stopwatch
@@ -17,6 +22,22 @@ EVEN = [
 def test_every_device_of_the_process_is_timed():
     found = probe.Probe().own()
     assert list(found["seconds"]) == ["0"] and found["seconds"]["0"] > 0
+
+
+def test_devices_are_timed_inside_the_mesh_of_a_run():
+    code = (
+        "import jax\n"
+        "from inset_jax.core import mesh\n"
+        "from inset_jax.core.config import MeshConfig\n"
+        "from inset_jax.train import probe\n"
+        "with jax.set_mesh(mesh.build(MeshConfig(fsdp=2))):\n"
+        "    print(sorted(probe.Probe().own()['seconds']))\n"
+    )
+    environment = os.environ | several(2)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "['0', '1']", done.stderr
 
 
 def test_slow_device_is_named_with_its_process_and_host():
