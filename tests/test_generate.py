@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from inset_jax import generate
+from inset_jax.core import simulated
 from inset_jax.core.config import TokenConfig
 from inset_jax.data.text import make_small_tokenizer
-from tests import devices
 
 CHECKPOINT = str(pathlib.Path(__file__).parent / "golden" / "tiny_a" / "ckpt")
 SENTENCE = "A [img:cat.png] sits on a [img:bench.png]"
@@ -168,7 +168,7 @@ def test_two_processes_draw_together_what_one_draws(command, folder):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = ("--checkpoint", CHECKPOINT, "--tokenizer", "tokenizer.json", "--num_timesteps", "3")
     spread = ("--mesh", "fsdp=2,tensor=2", "--coordinator", address, "--processes", "2")
-    own = {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])} | devices.several(2)
+    own = {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])} | simulated.several(2)
     module = (sys.executable, "-m", "inset_jax.generate")
     mine = lambda number: ("--process", str(number), "--out", f"two-{number}")
     processes = [

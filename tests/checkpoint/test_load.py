@@ -10,9 +10,9 @@ import pytest
 
 from inset_jax.checkpoint import load, names, provenance, store
 from inset_jax.core import mesh as core_mesh
+from inset_jax.core import simulated
 from inset_jax.core.config import MeshConfig
 from inset_jax.model import int8
-from tests import devices
 from tests.checkpoint.folders import write_tokenizer
 
 
@@ -136,7 +136,7 @@ print(len(kernel.addressable_shards), kernel.addressable_shards[0].data.shape, k
 def test_a_checkpoint_of_one_device_loads_onto_eight(folder, run):
     command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(run), str(folder)]
     result = subprocess.run(
-        command, env=os.environ | devices.several(8), capture_output=True, text=True
+        command, env=os.environ | simulated.several(8), capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "8 (2, 16, 48) (2, 64, 96)"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests import devices
+from inset_jax.core import simulated
 from tests.checkpoint.folders import FOLDER, inward
 
 ON_EIGHT_DEVICES = """
@@ -53,7 +53,7 @@ def test_eight_devices_get_every_number_and_read_each_byte_once(tmp_path):
     inward(FOLDER, tmp_path / "orbax", mesh=(("fsdp", 8), ("tensor", 2)))
     command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "orbax"), str(FOLDER)]
     done = subprocess.run(
-        command, env=os.environ | devices.several(8), capture_output=True, text=True
+        command, env=os.environ | simulated.several(8), capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.endswith("same\n"), done.stderr[-2000:]
 

@@ -16,7 +16,7 @@ import pytest
 
 from inset_jax.core import processes
 from inset_jax.core.processes import Place
-from tests.devices import several
+from inset_jax.core.simulated import several
 
 FLAGS = {"coordinator": "host:80", "processes": "4", "process": "2"}
 

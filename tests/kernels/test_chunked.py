@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inset_jax.core import simulated
 from inset_jax.core.batch import Visibility
 from inset_jax.kernels import chunked as module
 from inset_jax.kernels.attend import attend
-from tests import devices
 
 # packs, queries, keys, query heads, key-value heads, head width
 SHAPES = {
@@ -192,7 +192,7 @@ print("equal")
 def test_on_a_mesh_of_eight_every_device_works_on_its_packs_and_heads():
     done = subprocess.run(
         [sys.executable, "-c", ON_A_MESH],
-        env=os.environ | devices.several(8),
+        env=os.environ | simulated.several(8),
         capture_output=True,
         text=True,
     )

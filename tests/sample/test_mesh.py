@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import devices
+from inset_jax.core import simulated
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 8
@@ -72,7 +72,7 @@ def draw(sizes: dict[str, int]) -> dict:
 
 @pytest.fixture(scope="module")
 def drawn():
-    own = devices.several(DEVICES, QUICK) | {"PYTHONPATH": str(ROOT)}
+    own = simulated.several(DEVICES, QUICK) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, json.dumps([ONE, *MESHES])]
     ran = subprocess.run(command, env=os.environ | own, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 
-from tests.devices import several
+from inset_jax.core.simulated import several
 
 STEP, PACKS = 6, 8
 ROOT = pathlib.Path(__file__).parents[2]

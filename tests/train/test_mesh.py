@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests import devices
+from inset_jax.core import simulated
 
 DEVICES = 8
 ONE = {"fsdp": 1}
@@ -90,7 +90,7 @@ def measure(sizes: dict[str, int]) -> dict:
 )
 def test_step_on_a_mesh_equals_the_step_on_one_device(sizes):
     root = pathlib.Path(__file__).parents[2]
-    own = devices.several(DEVICES, QUICK) | {"PYTHONPATH": str(root)}
+    own = simulated.several(DEVICES, QUICK) | {"PYTHONPATH": str(root)}
     command = [sys.executable, __file__, json.dumps([ONE, sizes])]
     ran = subprocess.run(command, env=os.environ | own, cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from inset_jax.checkpoint import autoencoder, bagel, convert, store
+from inset_jax.core import simulated
 from inset_jax.core.config import SizeLimits, edit
 from inset_jax.data import record
 from inset_jax.data.build import build_records
@@ -24,7 +25,6 @@ from inset_jax.model import vae
 from inset_jax.train.latents import LatentWriter
 from inset_jax.train.loop import _with_digest
 from inset_jax.train.moments import Encoded, Encoder, load_autoencoder
-from tests import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -177,7 +177,7 @@ def test_the_command_on_four_devices_gives_the_same(place, encoded, tmp_path):
     run = lambda *more: subprocess.run(
         [*command, *more],
         cwd=ROOT,
-        env=os.environ | devices.several(4),
+        env=os.environ | simulated.several(4),
         capture_output=True,
         text=True,
     )

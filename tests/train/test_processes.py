@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from inset_jax.checkpoint import damaged, store
+from inset_jax.core.simulated import several
 from inset_jax.train import health, metrics
 from tests.checkpoint.test_damaged import harm
-from tests.devices import several
 from tests.train.runs import fill_weights, finish, prepare, start
 
 pytestmark = pytest.mark.slow  # whole runs, in pairs
