@@ -35,7 +35,12 @@ chip_environment() {
             args+=(--xla_tpu_overlap_compute_collective_tc=true)
             args+=(--xla_enable_async_all_gather=true)
             ;;
-        v5e | tpu7x) ;; # nothing: what these flags do there has not been looked at
+        tpu7x)
+            # libtpu 0.0.42 gives lookups of rows to the SparseCores and fails to compile one of them.
+            # Layers' gathers are asynchronous there without a flag.
+            args+=(--xla_tpu_offload_gather_to_sparsecore=false)
+            ;;
+        v5e) ;; # nothing: what the flags of v5p and v6e do there has not been looked at
     esac
     if ((${#args[@]})); then
         echo "LIBTPU_INIT_ARGS=${args[*]}"

@@ -15,6 +15,8 @@ ASYNC = (
     "--xla_tpu_overlap_compute_collective_tc=true",
     "--xla_enable_async_all_gather=true",
 )
+# libtpu 0.0.42 moves gathers of rows to the SparseCores and then fails to compile one of them
+ON_TENSOR_CORE = ("--xla_tpu_offload_gather_to_sparsecore=false",)
 
 
 class Chip(NamedTuple):
@@ -44,7 +46,7 @@ CHIPS = {
         Chip("v5e", 2, 1, 1, int(15.75 * GIB), 197e12, 819e9, 50e9, 6.25e9, ()),
         Chip("v5p", 3, 2, 1, int(95.74 * GIB), 459e12, 2765e9, 100e9, 6.25e9, ASYNC),
         Chip("v6e", 2, 1, 1, int(31.25 * GIB), 918e12, 1640e9, 112e9, 12.5e9, ASYNC),
-        Chip("tpu7x", 3, 2, 2, int(94.75 * GIB), 2307e12, 7380e9, 200e9, 12.5e9, ()),
+        Chip("tpu7x", 3, 2, 2, int(94.75 * GIB), 2307e12, 7380e9, 200e9, 12.5e9, ON_TENSOR_CORE),
     )
 }
 

@@ -157,8 +157,11 @@ def _kind(line: hlo.Instruction) -> str:
 
 
 def _inside(module: hlo.Module, line: hlo.Instruction) -> hlo.Instruction | None:
-    """The collective in the computation that a fusion or an asynchronous start calls."""
-    called = hlo.attribute(line, "calls")
+    """The collective in the computation that a fusion or an asynchronous start calls.
+
+    What libtpu gives to SparseCores is started as a call, whose computation is `to_apply`.
+    """
+    called = hlo.attribute(line, "to_apply" if line.opcode == "call-start" else "calls")
     for inner in module.computations.get(called, []) if called else ():
         if inner.opcode in KINDS:
             return inner

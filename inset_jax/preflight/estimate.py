@@ -18,6 +18,7 @@ DENSE = (0.60, 0.75)  # share of the peak rate that products of matrices reach
 # planner); of the other two nothing is known, and v6e's range stands in
 ATTENTION = {"v5p": (0.62, 0.76), "v6e": (0.24, 0.30), "tpu7x": (0.24, 0.30), "v5e": (0.24, 0.30)}
 MODELLED = ("v5p", "v6e")
+HOST = 32e9  # bytes a second each way between a device and its host: PCIe of the fourth generation
 LINKS = 0.8  # share of the wires' rate that a ring over all of them reaches
 
 
@@ -28,18 +29,25 @@ class Estimate(NamedTuple):
     attention: float
     hidden: float  # collectives that matrix work runs beside
     exposed: float  # other collectives
+    host: float  # layers' inputs to the host and back
     optimizer: float  # the state read and written once
     step: float
     mfu: float  # work of the model / (step x peak)
 
 
 def estimate(
-    slice_: Slice, work: dict[str, Part], found: Sequence[Collective], state: int
+    slice_: Slice,
+    work: dict[str, Part],
+    found: Sequence[Collective],
+    state: int,
+    to_host: float = 0.0,
 ) -> dict[str, Estimate]:
     """Returns the slow and the fast end.
 
     Args:
       state: bytes of parameters, optimizer state and average on a device.
+      to_host: bytes that a device sends to its host in a step, and gets back: the slow end waits
+        for them, in the fast one they go beside other work.
     """
     ends = {}
     for name, end in (("slow", 0), ("fast", 1)):
@@ -53,10 +61,12 @@ def estimate(
         hidden = sum(seconds(c) for c in found if c.is_hidden)
         exposed = sum(seconds(c) for c in found if not c.is_hidden)
         optimizer = 2 * state / (slice_.chip.bandwidth / slice_.chip.devices)
-        step = max(dense + attention, hidden) + exposed + optimizer
+        host = 2 * to_host / HOST
+        beside, alone = (hidden, host) if name == "slow" else (max(hidden, host), 0.0)
+        step = max(dense + attention, beside) + exposed + alone + optimizer
         model = sum(p.model for p in work.values())
         ends[name] = Estimate(
-            dense, attention, hidden, exposed, optimizer, step, model / (step * rate)
+            dense, attention, hidden, exposed, host, optimizer, step, model / (step * rate)
         )
     return ends
 
@@ -76,7 +86,7 @@ def bandwidth(slice_: Slice, axes: Sequence[str]) -> float:
     return chip.link * dims * both * LINKS / chip.devices
 
 
-def words(slice_: Slice) -> list[str]:
+def words(slice_: Slice, is_offloading: bool = False) -> list[str]:
     """The assumptions, in sentences."""
     chip = slice_.chip
     between = f", {bandwidth(slice_, ('dcn',)) / 1e9:,.1f} GB/s between slices"
@@ -93,5 +103,10 @@ def words(slice_: Slice) -> list[str]:
         * (slice_.count > 1),
         "collectives with matrix work inside cost nothing until they last longer than it; others"
         " wait alone",
+        *[
+            f"{HOST / 1e9:,.0f} GB/s each way between a device and its host; the slow end waits, "
+            "in the fast one they go beside other work"
+        ]
+        * is_offloading,
         "no time is counted for norms, rotations, loading of data, or other memory traffic",
     ]

@@ -44,9 +44,12 @@ def assemble(config: Config, slice_: Slice, found: Found) -> dict:
     parts = found.known["parts"]
     state = sum(parts[name] for name in parts if name not in ("batch", "autoencoder"))
     if sent:
-        ends = estimate.estimate(slice_, counted, sent, state)
+        host = work.to_host(config) / slice_.devices
+        ends = estimate.estimate(slice_, counted, sent, state, host)
         report["estimate"] = {name: end._asdict() for name, end in ends.items()}
-    report["assumed"] = work.words(config) + estimate.words(slice_)
+    report["assumed"] = work.words(config) + estimate.words(
+        slice_, config.compute.remat == "offload"
+    )
     return report
 
 
@@ -164,11 +167,12 @@ def tables(report: dict) -> dict[str, list[list[str]]]:
         result["collectives of a device and step"] = [head, *rows]
     if "estimate" in report:
         ends = report["estimate"]
-        names = ("dense", "attention", "hidden", "exposed", "optimizer", "step")
+        names = ("dense", "attention", "hidden", "exposed", "host", "optimizer", "step")
         spelled = ("products", "attention", "collectives beside them", "collectives alone",
-                   "optimizer", "step")  # fmt: skip
+                   "layers' inputs to the host and back", "optimizer", "step")  # fmt: skip
         rows = [[word, *(f"{ends[end][name]:.2f}" for end in ("slow", "fast"))]
-                for word, name in zip(spelled, names, strict=True)]  # fmt: skip
+                for word, name in zip(spelled, names, strict=True)
+                if name != "host" or ends["slow"]["host"]]  # fmt: skip
         rows.append(["MFU", *(f"{ends[end]['mfu']:.0%}" for end in ("slow", "fast"))])
         result["estimate, not measured: seconds of a step"] = [["", "slow", "fast"], *rows]
     return result

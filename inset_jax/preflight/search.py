@@ -57,8 +57,7 @@ def main(config: Config, slice_: Slice, out: pathlib.Path, limit: float) -> int:
             print(f"{name}: {error}", flush=True)
             continue
         one = report.assemble(tried, slice_, left) | {"layout": name}
-        # the way to the host and back is in no estimate
-        found.append(one | {"tokens_a_second": None if remat == "offload" else speed(one)})
+        found.append(one | {"tokens_a_second": speed(one)})
         print(f"{name}: {report.verdict(one)}", flush=True)
     ranked = rank(found)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,10 +79,11 @@ def speed(one: dict) -> float | None:
 
 
 def rank(found: list[dict]) -> list[dict]:
-    """Those that fit by speed, unknown ones last; then those that do not, by what they need."""
+    """Those that fit by speed, tight ones last; then those that do not, by what they need."""
     fitting = [one for one in found if one["memory"]["fits"]]
     others = [one for one in found if not one["memory"]["fits"]]
-    fitting.sort(key=lambda one: -(one["tokens_a_second"] or 0))
+    is_tight = lambda one: one["memory"]["free"] < report.MARGIN
+    fitting.sort(key=lambda one: (is_tight(one), -(one["tokens_a_second"] or 0)))
     return fitting + sorted(others, key=lambda one: one["memory"]["needed"])
 
 

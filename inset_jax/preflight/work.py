@@ -33,15 +33,7 @@ def parts(config: Config, devices: int) -> dict[str, Part]:
 
 def words(config: Config) -> list[str]:
     """What was assumed, in sentences."""
-    room, model = config.data.capacity, config.model
-    packs = config.data.packs * config.optimizer.accumulation
-    inputs = model.llm.layers * (room.und + room.gen) * model.llm.model_dim
-    inputs += model.vit.layers * room.vit * model.vit.width
-    size = 2 if config.compute.dtype == "bfloat16" else 4
-    host = [
-        f"{inputs * size * packs / 1e9:,.0f} GB of layers' inputs of all devices go to the hosts' "
-        "memory and come back in a step: no time is counted for it"
-    ]
+    room, host = config.data.capacity, to_host(config)
     return [
         f"both streams are full: {room.und:,} und and {room.gen:,} gen tokens a pack, "
         f"{room.vit:,} ViT patches, {room.cross_entropy:,} next-token targets",
@@ -49,5 +41,17 @@ def words(config: Config) -> list[str]:
         "planner's packs of inset_7b's mix",
         f"pictures of {PICTURE_PATCHES:,} ViT patches",
         "the autoencoder, which encodes targets between steps, is not counted",
-        *host * (config.compute.remat == "offload"),
+        *[f"{host / 1e9:,.0f} GB of layers' inputs of all devices go to the hosts' memory"]
+        * bool(host),
     ]
+
+
+def to_host(config: Config) -> float:
+    """Bytes of layers' inputs of all devices that go to the hosts' memory in a step, and back."""
+    if config.compute.remat != "offload":
+        return 0.0
+    room, model = config.data.capacity, config.model
+    inputs = model.llm.layers * (room.und + room.gen) * model.llm.model_dim
+    inputs += model.vit.layers * room.vit * model.vit.width
+    packs = config.data.packs * config.optimizer.accumulation
+    return float(inputs * packs * (2 if config.compute.dtype == "bfloat16" else 4))

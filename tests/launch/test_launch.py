@@ -255,7 +255,7 @@ def test_manifest_has_a_job_a_slice_and_a_pod_a_host(
     assert container["command"][:3] == ["python", "-m", "inset_jax.train"]
     assert ("--config.mesh.dcn=2" in container["command"]) == (slices == 2)
     names = {entry["name"] for entry in container["env"]}
-    assert ("LIBTPU_INIT_ARGS" in names) == (chip in ("v5p", "v6e"))
+    assert ("LIBTPU_INIT_ARGS" in names) == (chip in ("v5p", "v6e", "tpu7x"))
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1]
 
 

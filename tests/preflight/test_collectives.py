@@ -28,6 +28,40 @@ def test_a_chain_that_goes_on_inside_a_loop_is_one_gather():
     assert found["collective-permute"].sent == 2 * 64 * 64 * 2
 
 
+# as on tpu7x: a gather and a sum that the SparseCores are given, a product beside the gather alone
+CALLED = """HloModule jit_step, is_scheduled=true
+
+%called.1 (a: bf16[64,64], t: token[]) -> bf16[256,64] {
+  %a = bf16[64,64]{1,0} parameter(0)
+  %t = token[] parameter(1)
+  ROOT %gather = bf16[256,64]{1,0} all-gather(%a), channel_id=3, replica_groups={}, dimensions={0}
+}, execution_thread="sparsecore"
+
+%called.2 (b: bf16[64,64]) -> bf16[64,64] {
+  %b = bf16[64,64]{1,0} parameter(0)
+  ROOT %sum = bf16[64,64]{1,0} all-reduce(%b), channel_id=4, replica_groups={}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (q: bf16[64,64]) -> bf16[64,64] {
+  %q = bf16[64,64]{1,0} parameter(0)
+  %one = ((bf16[64,64]{1,0}, token[]), bf16[256,64]{1,0}) call-start(%q), to_apply=%called.1
+  %product = bf16[64,64]{1,0} convolution(%q, %q), dim_labels=bf_io->bf
+  %one.done = bf16[256,64]{1,0} call-done(%one)
+  %two = ((bf16[64,64]{1,0}), bf16[64,64]{1,0}) call-start(%product), to_apply=%called.2
+  ROOT %two.done = bf16[64,64]{1,0} call-done(%two)
+}
+"""
+
+
+def test_what_sparse_cores_are_given_is_counted():
+    found = {c.kind: c for c in collectives.read(hlo.parse(CALLED), MESH)}
+    gather, total = found["all-gather"], found["all-reduce"]
+    assert (gather.is_async, gather.is_hidden) == (True, True)
+    assert (total.is_async, total.is_hidden) == (True, False)
+    assert gather.sent == 256 * 64 * 2 * 3 / 4
+    assert total.sent == 2 * 64 * 64 * 2 * 3 / 4
+
+
 @pytest.fixture(scope="module")
 def found():
     return {c.shape: c for c in collectives.read(hlo.parse(TEXT), MESH)}

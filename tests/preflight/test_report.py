@@ -243,21 +243,37 @@ def test_only_several_slices_send_over_the_slow_network():
     assert estimate.bandwidth(one, ("tensor",)) == estimate.bandwidth(one, ("fsdp",)) / 3
 
 
+def test_the_way_to_the_host_is_waited_for_or_beside_other_work():
+    slice_ = chips.parse("v6e-256")
+    config = edit(inset_7b.experiment(), data__packs=256, compute__remat="offload")
+    counted, away = work.parts(config, 256), work.to_host(config) / 256
+    assert work.to_host(edit(config, compute__remat="full")) == 0
+    ends = estimate.estimate(slice_, counted, [], 0, away)
+    without = estimate.estimate(slice_, counted, [], 0)
+    assert ends["slow"].host == pytest.approx(2 * 1767e9 / 256 / estimate.HOST, rel=1e-3)
+    assert ends["slow"].step == pytest.approx(without["slow"].step + ends["slow"].host)
+    assert ends["fast"].step == without["fast"].step
+    longer = estimate.estimate(slice_, counted, [], 0, 100 * away)
+    assert longer["fast"].step == pytest.approx(longer["fast"].host)
+
+
 def test_search_ranks_what_fits_by_speed():
-    layout = lambda name, fits, speed, needed: {
+    layout = lambda name, fits, speed, needed, free=0.5: {
         "layout": name,
-        "memory": {"fits": fits, "needed": needed, "free": 0.5, "limit": GIB},
+        "memory": {"fits": fits, "needed": needed, "free": free, "limit": GIB},
         "tokens_a_second": speed,
     }
     rows = [
         layout("large", False, 9, 3 * GIB),
         layout("slow", True, 1, 1),
+        layout("tight", True, 3, 1, 0.09),
         layout("fast", True, 2, 2),
     ]
     rows += [layout("larger", False, 99, 4 * GIB), layout("unknown", None, 99, 5 * GIB)]
     ranked = search.rank(rows)
-    assert [one["layout"] for one in ranked] == ["fast", "slow", "large", "larger", "unknown"]
-    free = ["free", "50%", "50%", "no", "no", "not known"]
+    names = ["fast", "slow", "tight", "large", "larger", "unknown"]
+    assert [one["layout"] for one in ranked] == names
+    free = ["free", "50%", "50%", "9%", "no", "no", "not known"]
     assert [row[2] for row in search.table(ranked)] == free
 
 
