@@ -172,6 +172,18 @@ def _rows(examples, config: ModelConfig, names: list[str]) -> tuple[_Rows, list[
     return _Rows(*arrays), kept
 
 
+def _check_ids(ids: np.ndarray, example: np.ndarray, names: list[str], config: ModelConfig) -> None:
+    """Refuses ids that are no rows of the embedding table; `example` has the number of each."""
+    size = config.llm.vocab_size
+    bad = np.flatnonzero((ids < 0) | (ids >= size))
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"{names[example[first]]}: token {int(ids[first])} is outside the vocabulary of "
+            f"model.llm.vocab_size={size}: another tokenizer than the model's?"
+        )
+
+
 def _concatenate(arrays: list, dtype) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
 
@@ -193,8 +205,8 @@ def layout(
       names: what error messages call the examples; default "example 0" and so on.
 
     Raises:
-      ValueError: an unknown kind, an image without a size or with more patches a side than its
-        position table has.
+      ValueError: an unknown kind, a token id outside the vocabulary, an image without a size or
+        with more patches a side than its position table has.
     """
     names = list(names) if names is not None else [f"example {i}" for i in range(len(examples))]
     rows, kept = _rows(examples, config, names)
@@ -211,9 +223,13 @@ def layout(
     token[first] = np.where(is_text[first], tokens.text_start, tokens.image_start)
     token[last] = np.where(is_text[last], tokens.text_end, tokens.image_end)
     texts = [item.ids for item in kept if item.kind == "text" and len(item.ids)]
-    token[inner & is_text] = _concatenate(texts, np.int32)
-
+    ids, is_id = _concatenate(texts, np.int64), inner & is_text
     special = rows.special[number]
+    owner = rows.example[number]
+    _check_ids(ids, owner[is_id], names, config)
+    _check_ids(rows.special[rows.special >= 0], rows.example[rows.special >= 0], names, config)
+    token[is_id] = ids
+
     is_ce = np.where(last, special >= 0, is_text & rows.loss[number])
     following = np.append(token[1:], -1)  # text tokens predict the next one
     is_latent = inner & ((kind == _CLEAN) | (kind == _TARGET))
@@ -228,7 +244,7 @@ def layout(
         id=token,
         is_patch=inner & (kind == _VIT),
         position=(rows.position[number] + np.where(is_text, offset, 0)).astype(np.int32)[None],
-        example=rows.example[number].astype(np.int32),
+        example=owner.astype(np.int32),
         segments=_segments(rows),
         ce_index=np.flatnonzero(is_ce).astype(np.int32),
         ce_label=np.where(last, special, following)[is_ce].astype(np.int32),

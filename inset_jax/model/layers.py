@@ -113,11 +113,15 @@ class Embedding(Table):
     On a mesh that splits the width of the table, each device looks up its columns for the packs of
     all that share them, and they exchange the results: activations are sent, never the table nor
     its gradient. (Left to the partitioner, two slices summed the whole gradient in float32.)
+
+    An id that is no row of the table gives NaN on any mesh, so that no loss stays finite; the host
+    refuses such ids by name before (`data.layout`).
     """
 
     def __call__(self, index: jax.Array, dtype) -> jax.Array:
         """index int32 [P, T] -> [P, T, M]."""
         table = self.table[...]
+        index = jnp.where(index < 0, len(table), index)  # else counted from the end
         sizes = zip(("vocab", "embed", "pack", "token"), table.shape + index.shape, strict=True)
         if mesh.ways("embed") == 1 or any(size % mesh.ways(name) for name, size in sizes):
             return super().__call__(index, dtype)
@@ -128,10 +132,13 @@ class Embedding(Table):
 
 def _rows(table: jax.Array, index: jax.Array, dtype) -> jax.Array:
     """One device's share: some rows and columns of the table, some packs [p, t] -> [p, t, M]."""
-    row = mesh.gathered(index, "embed", 0) - mesh.index("vocab") * len(table)
+    wanted = mesh.gathered(index, "embed", 0)
+    row = wanted - mesh.index("vocab") * len(table)
     here = (row >= 0) & (row < len(table))
+    elsewhere = jnp.where(wanted < len(table) * mesh.ways("vocab"), 0, jnp.nan)
     found = jnp.take(table, jnp.where(here, row, 0), axis=0).astype(dtype)
-    found = mesh.total(jnp.where(here[..., None], found, 0), "vocab")
+    found = jnp.where(here[..., None], found, elsewhere[..., None].astype(dtype))
+    found = mesh.total(found, "vocab")
     return mesh.exchanged(found, "embed", 0, 2)
 
 

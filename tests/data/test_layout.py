@@ -150,3 +150,19 @@ def test_places_of_patches_count_in_rows_of_the_connectors_table(side):
     if side > CONFIG.vit.side:
         with pytest.raises(ValueError, match=r"example 0: .* 13x17 .* fit model\.vit\.side"):
             layout([[Item("vit", size=(13, 17))]], config)
+
+
+@pytest.mark.parametrize(
+    ("items", "token"),
+    [
+        ([Item("text", ids=[3]), Item("text", ids=[7, 152064])], 152064),
+        ([Item("text", ids=[-1])], -1),
+        ([Item("text", ids=[3], special_label=200_000)], 200_000),
+    ],
+)
+def test_token_outside_the_vocabulary_is_refused_with_its_record(items, token):
+    with pytest.raises(ValueError) as caught:
+        layout([[Item("text", ids=[1, 2])], items], CONFIG, ["good", "record 5"])
+    assert str(caught.value).startswith(
+        f"record 5: token {token} is outside the vocabulary of model.llm.vocab_size=152064"
+    )
