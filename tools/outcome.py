@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+
+from inset_jax.core import host
 
 
 def status(work: Callable[[], int | None], failure: int = 2, resumes: bool = False) -> int:
@@ -15,10 +18,11 @@ def status(work: Callable[[], int | None], failure: int = 2, resumes: bool = Fal
       resumes: the same command goes on after an interruption.
     """
     try:
-        return work() or 0
+        with host.raising_sigterm():
+            return work() or 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return failure
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, host.Terminated) as error:
         print("interrupted" + "; the same command goes on from here" * resumes, file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(error, host.Terminated) else signal.SIGINT)

@@ -79,8 +79,10 @@ class Rehearsal:
         try:
             status = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
             raise ValueError(f"{name}: not over after {PATIENCE} s") from None
+        finally:
+            if process.poll() is None:
+                process.terminate()  # launch/local.sh passes it on
         printed = (self.folder / f"{name}.log").read_text()
         if status != expected:
             last = "\n".join(printed.splitlines()[-8:])

@@ -1,9 +1,13 @@
-"""The process on its host: the memory that it takes and keeps."""
+"""The process on its host: the memory that it takes and keeps, and how it is ended."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
+import signal
+import threading
+from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
@@ -29,3 +33,27 @@ def keep_freed_memory() -> bool:
 def peak_memory() -> int:
     """Returns the largest resident memory of this process so far, in bytes (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+@contextlib.contextmanager
+def raising_sigterm() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the main thread, so that processes which a command has started
+    are ended on the way out. Changes nothing in other threads, or where somebody handles it."""
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the way out short
+    raise Terminated

@@ -18,9 +18,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+
+from inset_jax.core import host
 
 OPTIONS = {
     "slice": "v6e-256, v5p-128, tpu7x-128, v5e-64, 2x v5p-128, or chips along each axis: v6e:16x16",
@@ -46,11 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {name for name in SWITCHES if f"--{name}" in argv}
     rest = [argument for argument in argv if argument not in [f"--{name}" for name in SWITCHES]]
     try:
-        return _run(rest, given)
+        with host.raising_sigterm():  # a compile is a process of its own
+            return _run(rest, given)
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, host.Terminated) as error:
+        return 128 + (signal.SIGTERM if isinstance(error, host.Terminated) else signal.SIGINT)
 
 
 def help_text() -> str:

@@ -1,5 +1,8 @@
 """How commands end."""
 
+import os
+import signal
+
 import pytest
 
 from tools import outcome
@@ -36,3 +39,21 @@ def test_an_end_is_a_status_and_a_sentence(work, options, status, words, capsys)
 def test_a_bug_is_not_hidden():
     with pytest.raises(TypeError):
         outcome.status(fails(TypeError("ours")))
+
+
+def test_sigterm_lets_a_command_end_what_it_has_started(capsys):
+    ended = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # an impatient second one
+            ended.append("child")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert outcome.status(work) == 143
+    assert ended == ["child"]
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,5 +1,11 @@
 """The table that shows a step to be the same on any layout."""
 
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -43,6 +49,35 @@ def test_arrays_are_compared_by_their_largest_number(monkeypatch, tmp_path):
 def test_layout_that_is_not_known_is_refused(tmp_path, capsys):
     assert tool.main(["--out", str(tmp_path), "--layouts", "one", "two"]) == 1
     assert "--layouts: no two; there are one, fsdp, axes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_command_that_is_ended_ends_its_processes(number, tmp_path):
+    work = (
+        "import pathlib, sys; from inset_jax.train import equality as e; from tools import outcome;"
+        "sys.exit(outcome.status(lambda: e._run(e.LAYOUTS[3], pathlib.Path(sys.argv[1]))))"
+    )
+    root, here = pathlib.Path(__file__).parents[2], str(tmp_path)
+    command = subprocess.Popen([sys.executable, "-c", work, here], cwd=root, text=True)
+    of_it = lambda: [
+        path.parent.name
+        for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+        if path.parent.name != str(command.pid) and here in _words(path)
+    ]
+    until = time.monotonic() + 60
+    while len(of_it()) < equality.LAYOUTS[3].processes:
+        assert command.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    command.send_signal(number)
+    assert command.wait(30) == 128 + number
+    assert of_it() == []
+
+
+def _words(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # ended this very moment
+        return ""
 
 
 @pytest.mark.slow  # eighteen processes
