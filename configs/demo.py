@@ -50,6 +50,7 @@ def model() -> ModelConfig:
         tokens=TokenConfig(text_start=508, text_end=509, image_start=510, image_end=511),
         connector_side=8,
         position_ratio=4.0,
+        position_step=2.8,
         position_scale=2.0,
         time_scale=30.0,
         prediction="clean",

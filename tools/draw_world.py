@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     flag("--objects", type=weights, help="weights of scenes with 1, 2, ... objects: 1,2,1")
     kinds = "weights of image-interleaved, video-interleaved, editing, t2i, understanding"
     flag("--kinds", type=weights, help=kinds)
+    other = "other fields of engine.stage.WorldConfig: photographs=0 relations=left,right"
+    flag("--world", nargs="+", default=(), metavar="NAME=VALUE", help=other)
     flag("--config", default="configs/demo.py", help="gives the vocabulary's size (%(default)s)")
     options = parser.parse_args(arguments)
     return outcome.status(lambda: _draw(options), failure=1, resumes=True)
@@ -53,7 +55,7 @@ def _draw(options: argparse.Namespace) -> int:
         options.artwork,
         (("train", options.train), ("validation", options.validation)),
         options.seed,
-        world_records.config_of(options.objects, options.kinds),
+        world_records.config_of(options.objects, options.kinds, options.world),
         options.draws or world_records.DRAWS,
     )
     workers = options.workers if options.train > options.per_shard else 0

@@ -34,7 +34,7 @@ CHOICES = {
 # inclusive ranges of numbers (of every entry of a tuple): low, high, group, fields; None is open
 RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "model", "connector_side"),
-    (1e-6, None, "model", "position_ratio position_scale time_scale"),
+    (1e-6, None, "model", "position_ratio position_step position_scale time_scale"),
     (1, None, "model.llm", "vocab_size model_dim layers query_heads kv_heads head_dim mlp_dim"),
     (1e-38, None, "model.llm", "rope_theta norm_eps"),
     (1, None, "model.vit", "width heads mlp_dim patch side"),

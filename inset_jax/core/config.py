@@ -92,8 +92,9 @@ class ModelConfig:
     latents: LatentConfig = field(default_factory=LatentConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
     connector_side: int = 70  # rows and columns of the frozen table added after the connector
-    position_ratio: float = 10000.0  # of the longest wave of the sin-cos tables to the shortest
-    position_scale: float = 1.0  # the tables are multiplied by it; BAGEL: 10000 and 1
+    position_ratio: float = 10000.0  # of the longest wave of the sin-cos tables to the shortest,
+    position_step: float = 1.0  # whose phase moves by so many radians from place to place
+    position_scale: float = 1.0  # the tables are multiplied by it; BAGEL: 10000, 1 and 1
     time_scale: float = 1.0  # of timesteps before they become waves
     prediction: str = "velocity"  # what the latent head predicts: "velocity" (BAGEL) or "clean"
     null_token: bool = False  # a learned token stands for a dropped modality, instead of absence

@@ -39,22 +39,31 @@ class Layout(NamedTuple):
     sentence: str  # with {0}, {1}, ... for pictures, {0s} where it is one of several, and {ground}
 
 
-def alone(draws: Draws) -> Layout:
-    return Layout("alone", (2, 2), [(1.0, 1.0)], [0], draws.pick(phrases.ALONE))
+class Said(NamedTuple):
+    """What scenes of one and two objects may say: a part of it makes an easier world."""
+
+    relations: tuple[str, ...] = tuple(phrases.PAIRS)
+    phrasings: int = phrases.MOST_PHRASINGS  # of each relation the first so many
 
 
-def pair(relation: str, draws: Draws) -> Layout:
+def alone(draws: Draws, phrasings: int = phrases.MOST_PHRASINGS) -> Layout:
+    return Layout("alone", (2, 2), [(1.0, 1.0)], [0], draws.pick(phrases.ALONE[:phrasings]))
+
+
+def pair(relation: str, draws: Draws, phrasings: int = phrases.MOST_PHRASINGS) -> Layout:
     """Two objects about the middle; the first stands at the relation to the second."""
     across, down = STEPS[relation]
     centres = [(1 + across / 2, 1 + down / 2), (1 - across / 2, 1 - down / 2)]
-    return Layout(relation, (2, 2), centres, [0, 1], draws.pick(phrases.PAIRS[relation]))
+    sentence = draws.pick(phrases.PAIRS[relation][:phrasings])
+    return Layout(relation, (2, 2), centres, [0, 1], sentence)
 
 
-def front(draws: Draws) -> Layout:
+def front(draws: Draws, phrasings: int = phrases.MOST_PHRASINGS) -> Layout:
     """The first object before the second: lower, to one side, and drawn after it."""
     side = IN_FRONT * draws.sign() * draws.between(0.6, 1.0)
     centres = [(1 - side / 2, 0.85), (1 + side, 1.3)]
-    return Layout("front", (2, 2), centres, [1, 0], draws.pick(phrases.PAIRS["front"]))
+    sentence = draws.pick(phrases.PAIRS["front"][:phrasings])
+    return Layout("front", (2, 2), centres, [1, 0], sentence)
 
 
 def lines(shape: tuple[int, int], numbers: Sequence[Sequence[int]], upright: bool, draws: Draws):
@@ -146,15 +155,24 @@ def _lines(shape: tuple[int, int], count: int, counted: bool, draws: Draws) -> L
     return lines(shape, numbers, upright, draws)
 
 
-def draw_layout(count: int, counted: bool, draws: Draws) -> Layout:
+def _two(draws: Draws, said: Said) -> Layout:
+    beside = [relation for relation in STEPS if relation in said.relations]
+    if "front" in said.relations and (not beside or draws.chance(0.2)):
+        return front(draws, said.phrasings)
+    return pair(draws.pick(beside), draws, said.phrasings)
+
+
+def draw_layout(count: int, counted: bool, draws: Draws, said: Said | None = None) -> Layout:
     """Draws a layout of `count` objects, 1 to MOST.
 
     Args:
       counted: several of the objects are copies of one ("three [star] in a row").
+      said: of one object and of two; all of it by default.
 
     Raises:
       ValueError: no layout has so many objects.
     """
+    said = said or Said()
     if count not in SHAPES:
         raise ValueError(f"a scene of {count} objects: there are 1 to {MOST}")
     shape = draws.pick(SHAPES[count])
@@ -163,9 +181,9 @@ def draw_layout(count: int, counted: bool, draws: Draws) -> Layout:
             pass
         return found
     if count == 1:
-        return alone(draws)
+        return alone(draws, said.phrasings)
     if count == 2:
-        return front(draws) if draws.chance(0.2) else pair(draws.pick(list(STEPS)), draws)
+        return _two(draws, said)
     ways = ["lines", "spots"] + ["chain"] * (count <= phrases.LONGEST_CHAIN)
     way = draws.pick(ways)
     if way == "chain":

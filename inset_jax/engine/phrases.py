@@ -13,33 +13,39 @@ from inset_jax.engine.draws import Draws
 
 PICTURE = re.compile(r"\{(\d+)(s?)\}")
 
-# {0} stands at the relation to {1}
+# {0} stands at the relation to {1}. The first ones say of each picture by itself where it is, the
+# others with the whole sentence in mind alone.
 PAIRS = {
     "left": (
+        "On the left a {0}, on the right a {1}, on {ground}.",
         "A {0} sits to the left of a {1} on {ground}.",
         "A {0} left of a {1}, on {ground}.",
         "On {ground}, a {1} with a {0} on its left.",
         "To the right of a {0} is a {1}, on {ground}.",
     ),
     "right": (
+        "On the right a {0}, on the left a {1}, on {ground}.",
         "A {0} sits to the right of a {1} on {ground}.",
         "A {0} right of a {1}, on {ground}.",
         "On {ground}, a {1} with a {0} on its right.",
         "To the left of a {0} is a {1}, on {ground}.",
     ),
     "above": (
+        "At the top a {0}, at the bottom a {1}, on {ground}.",
         "A {0} floats above a {1} on {ground}.",
         "A {0} above a {1}, on {ground}.",
         "On {ground}, a {1} with a {0} over it.",
         "Below a {0} is a {1}, on {ground}.",
     ),
     "below": (
+        "At the bottom a {0}, at the top a {1}, on {ground}.",
         "A {0} lies below a {1} on {ground}.",
         "A {0} below a {1}, on {ground}.",
         "On {ground}, a {1} with a {0} under it.",
         "Above a {0} is a {1}, on {ground}.",
     ),
     "front": (
+        "In front a {0}, behind it a {1}, on {ground}.",
         "A {0} in front of a {1} on {ground}.",
         "A {0} stands in front of a {1}, on {ground}.",
         "On {ground}, a {1} behind a {0}.",
@@ -51,6 +57,7 @@ ALONE = (
     "A single {0}, alone on {ground}.",
     "On {ground}, a {0}.",
 )
+MOST_PHRASINGS = max(map(len, (ALONE, *PAIRS.values())))
 RELATIONS = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),

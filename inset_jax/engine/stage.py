@@ -24,7 +24,11 @@ class WorldConfig:
 
     objects: tuple[float, ...] = (0.12, 0.28, 0.15, 0.13, 0.1, 0.09, 0.07, 0.06)  # how many: 1 to 8
     kinds: tuple[float, ...] = (0.78, 0.06, 0.08, 0.05, 0.03)  # of world.KINDS
-    reference: int = 32  # side of a reference picture
+    relations: tuple[str, ...] = tuple(phrases.PAIRS)  # of scenes of two, some of them
+    phrasings: int = phrases.MOST_PHRASINGS  # of one object and of each relation: so many, at most
+    reference: int = 32  # side of a reference picture,
+    filled: tuple[float, float] = (0.76, 0.94)  # of it by the object's side,
+    shifted: float = 1.0  # how much of the room that leaves its middle may be off
     side: tuple[int, int] = (22, 29)  # of one object of several
     small_side: tuple[int, int] = (15, 19)  # of one that is said to be small, or big
     big_side: tuple[int, int] = (29, 31)
@@ -122,7 +126,8 @@ class Stage:
 
     def lay_out(self, count: int, counted: bool = False, sized: bool = False) -> Change:
         """Draws a layout of `count` objects, the objects, their places and the ground."""
-        layout = layouts.draw_layout(count, counted, self.draws)
+        said = layouts.Said(self.config.relations, self.config.phrasings)
+        layout = layouts.draw_layout(count, counted, self.draws, said)
         return self.fill(layout, sized)
 
     def fill(self, layout: Layout, sized: bool = False) -> Change:

@@ -176,8 +176,8 @@ def _reference(artwork: Artwork, thing: Thing, stage: Stage) -> np.ndarray:
         canvas = _ground(artwork, draws.pick(sorted(artwork.grounds)), side, side, draws)
     else:
         canvas = _plain([draws.whole(60, 255) for _ in range(3)], side, side)
-    size = draws.whole(round(0.76 * side), round(0.94 * side))
-    slack = (side - size) // 2
+    size = draws.whole(*(round(share * side) for share in config.filled))
+    slack = int(config.shifted * ((side - size) // 2))
     x, y = (side // 2 + draws.whole(-slack, slack) for _ in range(2))
     most = config.reference_turn // TURN_STEP
     put(canvas, thing, Place(0, x, y, size, TURN_STEP * draws.whole(-most, most)))

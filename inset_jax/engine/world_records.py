@@ -16,7 +16,7 @@ from inset_jax.data import image
 from inset_jax.data.record import Example, Segment, write_records
 from inset_jax.data.sources.base import NamedExample, Part, Row, fingerprint
 from inset_jax.data.text import Tokenizer, make_small_tokenizer
-from inset_jax.engine import artwork
+from inset_jax.engine import artwork, phrases
 from inset_jax.engine.artwork import Artwork
 from inset_jax.engine.layouts import MOST
 from inset_jax.engine.stage import WorldConfig
@@ -31,7 +31,8 @@ LICENCE = "Apache-2.0 (Noto Emoji), CC0 and public domain (grounds)"
 DRAWS = 1
 
 USUAL = WorldConfig()
-VERSION = 1  # of what is drawn: count up when scenes change, and stored shards are made anew
+CHANGEABLE = [f.name for f in dataclasses.fields(USUAL) if f.name not in ("objects", "kinds")]
+VERSION = 2  # of what is drawn: count up when scenes change, and stored shards are made anew
 SPOKEN = 4000  # scenes whose words a tokenizer is made of
 SUFFIXES = (".webp", ".json", ".jpg")  # of artwork
 
@@ -91,20 +92,52 @@ class World:
         return tokenizer_of(drawn, vocab_size, tokens)
 
 
-def config_of(objects: tuple[float, ...] | None, kinds: tuple[float, ...] | None) -> WorldConfig:
-    """The usual world with other numbers of objects or other kinds.
+def config_of(
+    objects: tuple[float, ...] | None = None,
+    kinds: tuple[float, ...] | None = None,
+    changes: Iterable[str] = (),
+) -> WorldConfig:
+    """The usual world with other numbers of objects, other kinds, or other fields.
+
+    Args:
+      changes: "name=value", fields of WorldConfig; several values with commas between.
 
     Raises:
-      ValueError: more weights than there are, or none that is positive.
+      ValueError: more weights than there are, or none that is positive; a change that names no
+        field, or has no value of its type; relations that do not exist, phrasings below 1.
     """
-    changes = {}
+    changes = dict(_change(change) for change in changes)
     for name, given, most in (("objects", objects, MOST), ("kinds", kinds, len(KINDS))):
         if given is None:
             continue
         if len(given) > most or min(given) < 0 or sum(given) <= 0:
             raise ValueError(f"weights of {name} {given}: expected at most {most}, none negative")
         changes[name] = (*given, *[0.0] * (most - len(given)))
-    return WorldConfig(**changes)
+    config = WorldConfig(**changes)
+    unknown = set(config.relations) - set(phrases.PAIRS)
+    if unknown or not config.relations or config.phrasings < 1:
+        raise ValueError(
+            f"relations={','.join(config.relations)} phrasings={config.phrasings}: expected at "
+            f"least one of {', '.join(phrases.PAIRS)}, and 1 phrasing or more"
+        )
+    return config
+
+
+def _change(text: str) -> tuple[str, object]:
+    """Parses "name=value": a field of WorldConfig and a value of its type."""
+    name, _, value = text.partition("=")
+    if name not in CHANGEABLE:
+        raise ValueError(f"{text!r}: expected NAME=VALUE, NAME one of {', '.join(CHANGEABLE)}")
+    usual = getattr(USUAL, name)
+    try:
+        if not isinstance(usual, tuple):
+            return name, type(usual)(value)
+        values = tuple(type(usual[0])(one) for one in value.split(","))
+        if name != "relations" and len(values) != len(usual):
+            raise ValueError(f"{len(values)} values")
+    except ValueError as error:
+        raise ValueError(f"{text!r}: expected a value like {name}={usual}") from error
+    return name, values
 
 
 @functools.cache

@@ -51,18 +51,22 @@ def time_waves(timestep: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def sincos_table(model_dim: int, side: int, ratio: float = 10000.0) -> np.ndarray:
+def sincos_table(
+    model_dim: int, side: int, ratio: float = 10000.0, step: float = 1.0
+) -> np.ndarray:
     """The frozen 2-D table, float32 [side * side, M], row = row * side + column.
 
     The column fills the first half of the channels and the row the second, each as sines, then
     cosines (MAE's table, as BAGEL uses it).
 
     Args:
-      ratio: of the longest wave to the shortest, whose length is 2 pi places.
+      ratio: of the longest wave to the shortest.
+      step: radians of the shortest wave between two places. With 1, as BAGEL has it for 64 places a
+        side, the vectors of the 4 to 8 places of a small picture have a rank of 3 along each side.
     """
     quarter = model_dim // 4
     frequency = 1.0 / ratio ** (np.arange(quarter, dtype=np.float64) / quarter)
-    angle = np.arange(side, dtype=np.float64)[:, None] * frequency
+    angle = np.arange(side, dtype=np.float64)[:, None] * step * frequency
     line = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     rows, columns = np.divmod(np.arange(side * side), side)
     return np.concatenate([line[columns], line[rows]], axis=1).astype(np.float32)

@@ -145,7 +145,7 @@ class Inset(nnx.Module):
 def frozen_table(config: ModelConfig, side: int, rngs: nnx.Rngs) -> Table:
     """A sin-cos table: a parameter, so that checkpoints carry it, but never trained."""
     shape = (side * side, config.llm.model_dim)
-    rows = lambda: bridge.sincos_table(shape[1], side, config.position_ratio)
+    rows = lambda: bridge.sincos_table(shape[1], side, config.position_ratio, config.position_step)
     init = lambda key, shape, dtype: jnp.asarray(config.position_scale * rows(), dtype)
     return Table(shape, ("small", "embed"), rngs, init=init)
 

@@ -69,7 +69,7 @@ def test_a_scene_is_a_function_of_seed_split_and_number(art):
 def test_the_same_scene_on_every_machine(art):
     """What a seed means must not change unnoticed; count world_records.VERSION up where it does."""
     scene = world.draw_scene(art, "train", 0, 0)
-    assert scene.words() == "A ladder lies below a kangaroo on a white ground."
+    assert scene.words() == "At the bottom a ladder, at the top a kangaroo, on a white ground."
 
 
 def test_validation_scenes_show_held_out_objects_only(art):
@@ -328,6 +328,50 @@ def test_settings_are_reached(art):
     changes = {"reference": 40, "photographs": 1.0, "kinds": INTERLEAVED}
     for scene in draw(art, 10, **changes):
         assert scene.references[0].shape == (40, 40, 3) and scene.ground in art.grounds
+
+
+def test_an_easier_world_says_and_shows_less(art):
+    changes = dict(
+        objects=(0, 1),
+        kinds=INTERLEAVED,
+        counts=0.0,
+        sizes=0.0,
+        relations=("left", "above"),
+        phrasings=1,
+        jitter=0,
+        side=(28, 28),
+        turned=0.0,
+        photographs=0.0,
+        filled=(0.875, 0.875),
+        shifted=0.0,
+        reference_turn=0,
+        light=0.0,
+    )
+    scenes = draw(art, 40, "validation", **changes)
+    assert {scene.relation for scene in scenes} == {"left", "above"}
+    assert {scene.sentence for scene in scenes} == {
+        phrases.PAIRS[name][0] for name in ("left", "above")
+    }
+    alike = []  # the share of each object's pixels that its reference has at the same place
+    for scene in scenes:
+        # a reference has its object where the target has it, in its cell of 32 x 32 pixels
+        for number, place in enumerate(sorted(scene.places)):
+            assert (place.side, place.turn) == (28, 0)
+            top, left = place.y - 16, place.x - 16
+            cell = scene.target[top : top + 32, left : left + 32].astype(int)
+            bare = scene.backdrop[top : top + 32, left : left + 32].astype(int)
+            stands = np.abs(cell - bare).sum(-1) > 0
+            own = scene.references[number].astype(int)
+            ground = own[0, 0]
+            assert np.abs(own - ground)[~stands].sum() == 0
+            same = np.abs(own - cell).max(-1) <= 1  # not its soft edge
+            alike.append((stands & same).sum() / stands.sum())
+    assert np.median(alike) > 0.5
+
+
+def test_a_pair_may_stand_in_front_alone():
+    said = layouts.Said(("front",))
+    assert {layouts.draw_layout(2, False, Draws(n), said).relation for n in range(20)} == {"front"}
 
 
 @pytest.mark.slow

@@ -129,3 +129,49 @@ def test_shares_are_said_on_the_command_line(tmp_path, monkeypatch, capsys):
         assert max(stored[number].segments[-1].width, stored[number].segments[-1].height) == 96
     assert draw_world.main([*command[:1], str(tmp_path / "v"), "--kinds", "1,1,1,1,1,1"]) == 1
     assert "expected at most 5" in capsys.readouterr().err
+
+
+def test_other_fields_of_the_world_are_said_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(world_records, "SPOKEN", 10)
+    command = ["--out", str(tmp_path / "w"), "--train", "12", "--validation", "1"]
+    world_flags = ["--world", "relations=left,above", "phrasings=1", "photographs=0", "counts=0"]
+    weights = ["--objects", "0,1", "--kinds", "1"]
+    assert draw_world.main([*command, *weights, *world_flags]) == 0
+    stored = record.open_records(tmp_path / "w", "train")
+    first = {next(s.text for s in stored[n].segments if s.kind == "text") for n in range(12)}
+    assert {text.replace("small ", "").replace("big ", "") for text in first} == {
+        "On the left a ",
+        "At the top a ",
+    }
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("phrasings=1", {"phrasings": 1}),
+        ("photographs=0", {"photographs": 0.0}),
+        ("side=20,24", {"side": (20, 24)}),
+        ("relations=front", {"relations": ("front",)}),
+    ],
+)
+def test_a_change_of_the_world_has_its_field_s_type(text, found):
+    config = world_records.config_of(changes=[text])
+    assert config == world.WorldConfig(**found)
+    assert [type(value) for value in found.values()] == [type(getattr(config, n)) for n in found]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("phrasing=1", "NAME one of relations, phrasings"),
+        ("kinds=1", "NAME one of"),
+        ("phrasings=few", "a value like phrasings=5"),
+        ("phrasings=0", "1 phrasing or more"),
+        ("side=20", "a value like side=(22, 29)"),
+        ("relations=left,beside", "at least one of left, right"),
+    ],
+)
+def test_a_change_that_the_world_does_not_know_is_refused(text, message):
+    with pytest.raises(ValueError) as error:
+        world_records.config_of(changes=[text])
+    assert message in str(error.value)

@@ -218,6 +218,18 @@ def test_position_tables_of_small_pictures_may_have_shorter_waves_and_more_weigh
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 3 * np.linalg.norm(usual, axis=1))
 
 
+def test_places_of_small_pictures_may_be_told_apart_along_all_of_a_side():
+    def rank(**changes):
+        config = edit(TINY, position_ratio=4.0, llm__model_dim=128, latents__max_side=8, **changes)
+        table = np.asarray(inset.create(config, 0)[1]["latent_position"]["table"])
+        row = table[:8] - table[:8].mean(0)
+        singular = np.linalg.svd(row, compute_uv=False)
+        return int((singular > 0.2 * singular[0]).sum())
+
+    assert rank() == 3
+    assert rank(position_step=2.8) == 7  # of eight places about their mean: all there are
+
+
 def test_a_time_scale_turns_the_waves_of_timesteps_faster():
     waves = lambda config, t: inset.bind(*inset.create(config, 0)).time(jnp.array([t]), jnp.float32)
     fast = edit(TINY, time_scale=30.0)
