@@ -361,10 +361,7 @@ def test_an_easier_world_says_and_shows_less(art):
             cell = scene.target[top : top + 32, left : left + 32].astype(int)
             bare = scene.backdrop[top : top + 32, left : left + 32].astype(int)
             stands = np.abs(cell - bare).sum(-1) > 0
-            own = scene.references[number].astype(int)
-            ground = own[0, 0]
-            assert np.abs(own - ground)[~stands].sum() == 0
-            same = np.abs(own - cell).max(-1) <= 1  # not its soft edge
+            same = np.abs(scene.references[number] - cell).max(-1) <= 1  # not its soft edge
             alike.append((stands & same).sum() / stands.sum())
     assert np.median(alike) > 0.5
 
