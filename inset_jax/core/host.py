@@ -54,6 +54,25 @@ def raising_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGINT and SIGTERM wait for the end of the block: a process that is started in it is known by
+    then to whoever ends it. For the main thread; elsewhere they never come."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    note = lambda number, frame: came.append(number)
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def _terminate(number: int, frame) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the way out short
     raise Terminated

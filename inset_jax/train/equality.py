@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inset_jax.core import overrides, processes
+from inset_jax.core import host, overrides, processes
 from inset_jax.core.config import Config, MeshConfig, edit
 from inset_jax.core.simulated import several
 
@@ -187,9 +187,9 @@ def _run(layout: Layout, folder: pathlib.Path) -> None:
         for number in range(layout.processes):
             with open(folder / f"{layout.name}.{number}.log", "w") as log:
                 words = [*command, str(number), str(port)]
-                started.append(
-                    subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
-                )
+                told = {"stdout": log, "stderr": subprocess.STDOUT}
+                with host.undisturbed():
+                    started.append(subprocess.Popen(words, env=environment, **told))
         for number, process in enumerate(started):
             try:
                 failed = process.wait(PATIENCE)
