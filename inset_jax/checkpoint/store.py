@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import inset_jax
-from inset_jax.checkpoint import differences, digest, errors, plain, unfinished
+from inset_jax.checkpoint import differences, digest, errors, handlers, plain, unfinished
 from inset_jax.core import overrides, processes
 from inset_jax.core.config import ModelConfig
 
@@ -32,7 +33,7 @@ FORMAT = 1  # of this layout, stored in meta
 ITEMS = ("params", "ema", "opt_state")
 META = "meta"
 HELD_OUT = "held_out"  # of meta: the loss on held-out data, where it was measured at this step
-CHUNK_BYTES = 1 << 26  # largest piece that is written or read at once
+LOOK_SECONDS = 0.02  # between two looks at a save that is waited for
 
 Tree = Any
 
@@ -50,6 +51,8 @@ class Store:
         """
         self.directory = epath.Path(directory)
         self._saving: tuple[int, tuple[str, ...]] | None = None  # step, its items
+        self._broken: Exception | None = None  # of this process's part of the save in progress
+        self._given_up = False  # a save of several processes has failed: none of them goes on
         self._kept = _Kept(keep)
         self._keep_best = keep_best
         options = ocp.CheckpointManagerOptions(
@@ -60,9 +63,10 @@ class Store:
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{directory}: cannot hold checkpoints: it is a file")
         unfinished.refuse(directory)
+        registry = handlers.registry(ITEMS, META, self._note)
         try:
             self._manager = ocp.CheckpointManager(
-                self.directory.resolve(), options=options, handler_registry=_registry()
+                self.directory.resolve(), options=options, handler_registry=registry
             )
         except OSError as error:
             raise ValueError(f"{directory}: cannot hold checkpoints: {error}") from error
@@ -108,14 +112,14 @@ class Store:
         trees = {item: plain.to_plain(tree) for item, tree in state.items()}
         items = tuple(item for item, tree in trees.items() if tree)  # an empty tree has no files
         meta = {**meta, "format": FORMAT, "step": step, "items": items, "tools": versions()}
-        self._saving = step, (*items, META)
+        self._saving, self._broken = (step, (*items, META)), None
         if HELD_OUT in meta and self.is_best(meta[HELD_OUT]):
             self._kept.best = step, meta[HELD_OUT]
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    **{item: _save_args(trees[item]) for item in items},
+                    **{item: handlers.save_args(trees[item]) for item in items},
                     **{META: ocp.args.JsonSave(json.loads(json.dumps(meta)))},
                 ),
                 force=True,
@@ -135,25 +139,42 @@ class Store:
         Raises:
           ValueError: it failed, for example on a full disk; the older checkpoints are untouched.
         """
+        if self._given_up:
+            return
+        several = jax.process_count() > 1
+        while several and self._manager.is_saving_in_progress():
+            if self._broken is not None:  # the others wait for this one
+                self._fail(self._broken)
+            time.sleep(LOOK_SECONDS)
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises whatever its threads met
             self._fail(error)
         self._saving = None
 
+    def look(self) -> None:
+        """Raises what `wait` would raise as soon as it is known; waits for nothing else."""
+        if self._broken is not None:
+            self.wait()
+
     def close(self) -> None:
         """Waits and lets go of the folder."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if not self._given_up:  # Orbax would wait for the others
+                self._manager.close()
+
+    def _note(self, error: Exception) -> None:
+        self._broken = self._broken or error
 
     def _seal(self) -> None:
         """Called by Orbax in its own thread, when all is written but not yet committed."""
         step, items = self._saving
-        for folder in self.directory.glob(f"{step}*"):
-            if folder.name.partition(".")[0] == str(step):
-                digest.write(folder, items)
+        with handlers.noting(self._note):
+            for folder in self.directory.glob(f"{step}*"):
+                if folder.name.partition(".")[0] == str(step):
+                    digest.write(folder, items)
 
     def _find_best(self) -> None:
         """Reads which checkpoint has the lowest held-out loss; a damaged meta has none."""
@@ -168,17 +189,20 @@ class Store:
 
     def _fail(self, error: Exception) -> None:
         step, _ = self._saving
-        self._saving = None
+        self._saving, self._given_up = None, jax.process_count() > 1
         for folder in self.directory.glob(f"{step}.*tmp*") if jax.process_index() == 0 else ():
             with contextlib.suppress(OSError):  # others may be writing there still
                 folder.rmtree(missing_ok=True)  # gives the room back
-        self._manager.reload()
-        self._find_best()
+        if not self._given_up:
+            self._manager.reload()
+            self._find_best()
         rest = steps(self.directory)
         intact = f"step {rest[-1]} is intact" if rest else "there is no earlier checkpoint"
-        kind = ValueError if jax.process_count() == 1 else processes.Shared
+        reason = errors.reason(error)
+        # what the system says of a file is no doing of another process
+        kind = processes.Shared if self._given_up and reason not in errors.TELLING else ValueError
         raise kind(
-            f"{self.directory}: step {step} could not be saved ({errors.reason(error)}); {intact}"
+            f"{self.directory}: step {step} could not be saved ({reason}); {intact}"
         ) from error
 
 
@@ -262,7 +286,7 @@ def stored(directory: str | os.PathLike, step: int, item: str) -> dict[str, Any]
     if item not in items:
         raise ValueError(f"{directory}: step {step} has no {item}; it has {', '.join(items)}")
     try:
-        tree = _handler().metadata(path).tree
+        tree = handlers.pytree().metadata(path).tree
     except Exception as error:
         verify(directory, step, item)
         raise _damaged(directory, step, item, errors.reason(error)) from error
@@ -351,7 +375,7 @@ def _read(directory: str | os.PathLike, step: int, item: str, tree: Tree) -> dic
     )
     path = epath.Path(directory).resolve() / str(step) / item
     try:
-        with ocp.Checkpointer(_handler()) as reader:
+        with ocp.Checkpointer(handlers.pytree()) as reader:
             return reader.restore(path, args=args)
     except Exception as error:
         raise _damaged(directory, step, item, errors.reason(error)) from error
@@ -372,26 +396,3 @@ def versions() -> dict[str, str]:
         "jax": jax.__version__,
         "orbax-checkpoint": ocp.__version__,
     }
-
-
-def _registry() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item in ITEMS:
-        registry.add(item, ocp.args.PyTreeSave, _handler())
-    registry.add(META, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-    return registry
-
-
-def _handler() -> ocp.PyTreeCheckpointHandler:
-    # numbers of a trained network hardly compress, and compressing takes as long as writing
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
-
-
-def _save_args(tree: Tree) -> ocp.args.PyTreeSave:
-    """Cuts large arrays, and stacked ones between their layers: those are also read one by one."""
-
-    def cut(path, _) -> ocp.SaveArgs:
-        is_stacked = any(getattr(key, "key", None) == "layers" for key in path)
-        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if is_stacked else ())
-
-    return ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(cut, tree))

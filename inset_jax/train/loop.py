@@ -213,6 +213,7 @@ class _Run:
             report = self._advance(number, packs, some)
             # the report of the step before is read while the device works on this one
             self._read(pending)
+            self.saver.look()
             pending = Pending(number, report, some)
             asked = agreed(Asked(signals.received or 0, self._overdue(), self.profiler.asked()))
             if asked.profile:

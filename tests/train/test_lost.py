@@ -38,6 +38,29 @@ def draw(config, params, step, folder):
     return []
 """
 
+# the disk of one process is full when it writes the checkpoint of step 8
+FULL = """
+import pathlib, sys, time
+import orbax.checkpoint as ocp
+
+class Full:
+    def result(self, timeout=None):
+        pathlib.Path(__file__).with_name("full_at").write_text(str(time.time()))
+        raise OSError(28, "No space left on device")
+
+original = ocp.PyTreeCheckpointHandler.async_save
+
+async def async_save(self, directory, *args, **options):
+    futures = await original(self, directory, *args, **options)
+    return [*(futures or ()), Full()] if "/8." in f"/{directory}" else futures
+
+if "--process=%d" in sys.argv:
+    ocp.PyTreeCheckpointHandler.async_save = async_save
+
+def draw(config, params, step, folder):
+    return []
+"""
+
 FAILING = """
 import jax
 
@@ -56,6 +79,8 @@ def place(tmp_path_factory, config):
     fill_weights(folder)
     (folder / "hanging.py").write_text(HANGING)
     (folder / "failing.py").write_text(FAILING)
+    for number in (0, 1):
+        (folder / f"full_{number}.py").write_text(FULL % number)
     return folder
 
 
@@ -97,6 +122,26 @@ def test_kill_in_the_middle_of_a_save_is_named_and_the_restart_goes_on(place, ca
     first = re.search(r"first step after (.*)", out)[1]
     with capsys.disabled():
         print(f"\nthe others ended {lasted:.1f} s after the kill; first step again after {first}")
+
+
+@pytest.mark.parametrize("full", [1, 0])
+def test_full_disk_of_one_process_is_said_and_ends_all_soon(place, full, capsys):
+    # Orbax lets all of them wait for one another for ten minutes
+    flags = (f"--preview=full_{full}:draw", "--config.run.sample_every=100000")
+    processes = run(place, f"full_{full}", *flags, "--config.run.steps=100000", count=2)
+    ended = [finish(process) for process in processes]
+    lasted = time.time() - float((place / "full_at").read_text())
+    assert [status for status, *_ in ended] == [1, 1], ended
+    said = "step 8 could not be saved (No space left on device); step 4 is intact"
+    own, other = ended[full][2], ended[1 - full][2]
+    assert re.search(f"^error: process {full}: .*{re.escape(said)}$", own, re.MULTILINE)
+    assert re.search(
+        rf"^error: process {full} of 2 \(host .*{re.escape(said)}$", other, re.MULTILINE
+    )
+    assert lasted < 60
+    assert store.steps(place / f"full_{full}" / "checkpoints") == [4]
+    with capsys.disabled():
+        print(f"\nboth had ended {lasted:.1f} s after the disk of process {full} was full")
 
 
 def test_pictures_that_fail_leave_the_run_and_its_processes_in_step(place):

@@ -6,6 +6,8 @@ import shutil
 import signal
 import socket
 import time
+import types
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -34,15 +36,26 @@ def flags(place: pathlib.Path, *more: str) -> list[str]:
     return [*COMMON, f"--config.run.init_from={place / 'weights'}", *more]
 
 
-def together(place: pathlib.Path, name: str, *more: str, count: int = 2, devices: int = 2):
-    """Starts the processes of one run."""
+def together(
+    place: pathlib.Path,
+    name: str,
+    *more: str,
+    count: int = 2,
+    devices: int = 2,
+    before: Mapping[int, tuple[str, ...]] = types.MappingProxyType({}),
+):
+    """Starts the processes of one run; `before` has the words that start some of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = several(devices, QUICK)
     named = lambda n: (f"--coordinator={address}", f"--processes={count}", f"--process={n}")
     return [
-        start(place, name, *flags(place, *more), *named(n), environment=environment)
+        start(
+            *(place, name, *flags(place, *more), *named(n)),
+            before=before.get(n, ()),
+            environment=environment,
+        )
         for n in range(count)
     ]
 
