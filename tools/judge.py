@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     flag("--controls", default=",".join(CONTROLS), help="rows drawn under controls (%(default)s)")
     flag("--weights", default="ema", choices=("ema", "params"), help="(%(default)s)")
     flag("--batch", type=int, default=24, help="pictures drawn together (%(default)s)")
+    flag("--world", nargs="+", default=(), metavar="NAME=VALUE", help="as in tools.draw_world")
     flag("--artwork", default="assets/demo", help="folder of artwork (%(default)s)")
     options = parser.parse_args(arguments)
     if min(options.seeds, options.sentences, options.batch) < 1:
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    from inset_jax.engine import artwork, exam
+    from inset_jax.engine import artwork, exam, world_records
     from inset_jax.engine.judge import chance
     from inset_jax.evaluate import table
     from inset_jax.sample.api import Generator
@@ -52,7 +53,8 @@ def _judge(options: argparse.Namespace) -> int:
 
     wanted = options.rows.split(",") if options.rows else list(exam.ROWS)
     art = artwork.load(options.artwork)
-    exams = {row: exam.scenes(art, row, options.sentences) for row in wanted}
+    world = world_records.config_of(changes=options.world)
+    exams = {row: exam.scenes(art, row, options.sentences, world) for row in wanted}
     generator = Generator.load(options.checkpoint, options.weights)
     exams, left_out = judging.drawable(exams, generator)
     plans = judging.plans(exams, options.controls.split(","))

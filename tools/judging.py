@@ -148,7 +148,11 @@ def facts(generator, options, art: Artwork) -> dict:
         "sha256": weights_hash(generator.sampler.params),
         "config": generator.config.name,
         "sampling": dataclasses.asdict(generator.settings()),
-        "world": {"version": world_records.VERSION, "seed": exam.SEED},
+        "world": {
+            "version": world_records.VERSION,
+            "seed": exam.SEED,
+            "changes": list(options.world),
+        },
         "candidates": len(art.things["validation"]),
         "sentences": options.sentences,
         "seeds": options.seeds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from inset_jax.engine.artwork import Artwork
 from inset_jax.engine.layouts import MOST
 from inset_jax.engine.stage import WorldConfig
@@ -12,8 +14,11 @@ REFERENCES = {f"{count} reference{'s' * (count > 1)}": count for count in range(
 ROWS = (*REFERENCES, "counts", "editing", "frames")
 
 
-def scenes(artwork: Artwork, row: str, count: int) -> list[Scene]:
+def scenes(artwork: Artwork, row: str, count: int, world: WorldConfig | None = None) -> list[Scene]:
     """Draws the scenes of a row of ROWS, from objects that no training scene shows.
+
+    Args:
+      world: the usual one by default; how many objects and of which kind, the row says.
 
     Raises:
       ValueError: there is no such row.
@@ -24,9 +29,10 @@ def scenes(artwork: Artwork, row: str, count: int) -> list[Scene]:
     kinds = tuple(float(name == kind) for name in KINDS)
     if row in REFERENCES:
         weights = tuple(float(n == REFERENCES[row]) for n in range(1, MOST + 1))
-        config = WorldConfig(objects=weights, kinds=kinds, counts=0.0)
+        changes = {"objects": weights, "counts": 0.0}
     elif row == "counts":
-        config = WorldConfig(objects=(0.0, *[1.0] * (MOST - 1)), kinds=kinds, counts=1.0)
+        changes = {"objects": (0.0, *[1.0] * (MOST - 1)), "counts": 1.0}
     else:
-        config = WorldConfig(kinds=kinds)
+        changes = {}
+    config = dataclasses.replace(world or WorldConfig(), kinds=kinds, **changes)
     return [draw_scene(artwork, "validation", SEED, number, config) for number in range(count)]

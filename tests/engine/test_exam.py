@@ -1,6 +1,6 @@
 import pytest
 
-from inset_jax.engine import artwork, exam
+from inset_jax.engine import artwork, exam, phrases, world_records
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,13 @@ def test_each_row_has_what_its_name_says(art):
                 assert len(scene.references) < len(scene.places)
             else:
                 assert scene.kind.startswith({"editing": "editing", "frames": "video"}[row])
+
+
+def test_an_easier_world_can_be_asked_about(art):
+    easier = world_records.config_of(changes=["relations=left", "phrasings=1", "sizes=0"])
+    for scene in exam.scenes(art, "2 references", 6, easier):
+        assert scene.relation == "left" and scene.sentence == phrases.PAIRS["left"][0]
+        assert len(scene.references) == 2
 
 
 def test_rows_that_are_not_there_are_refused(art):
