@@ -33,7 +33,7 @@ FORMAT = 1  # of this layout, stored in meta
 ITEMS = ("params", "ema", "opt_state")
 META = "meta"
 HELD_OUT = "held_out"  # of meta: the loss on held-out data, where it was measured at this step
-LOOK_SECONDS = 0.02  # between two looks at a save that is waited for
+LOOK_SECONDS, LOOK_FOR = 0.02, 600.0  # at a save of several processes; then Orbax waits, and ends
 
 Tree = Any
 
@@ -115,6 +115,7 @@ class Store:
         self._saving, self._broken = (step, (*items, META)), None
         if HELD_OUT in meta and self.is_best(meta[HELD_OUT]):
             self._kept.best = step, meta[HELD_OUT]
+        self._given_up = jax.process_count() > 1  # unless it starts: else `close` would wait for it
         try:
             self._manager.save(
                 step,
@@ -126,6 +127,7 @@ class Store:
             )
         except (OSError, ValueError) as error:
             self._fail(error)
+        self._given_up = False
         return True
 
     def is_best(self, held_out: float) -> bool:
@@ -141,8 +143,8 @@ class Store:
         """
         if self._given_up:
             return
-        several = jax.process_count() > 1
-        while several and self._manager.is_saving_in_progress():
+        until = time.monotonic() + LOOK_FOR * (jax.process_count() > 1)
+        while time.monotonic() < until and self._manager.is_saving_in_progress():
             if self._broken is not None:  # the others wait for this one
                 self._fail(self._broken)
             time.sleep(LOOK_SECONDS)
@@ -201,9 +203,8 @@ class Store:
         reason = errors.reason(error)
         # what the system says of a file is no doing of another process
         kind = processes.Shared if self._given_up and reason not in errors.TELLING else ValueError
-        raise kind(
-            f"{self.directory}: step {step} could not be saved ({reason}); {intact}"
-        ) from error
+        said = f"{self.directory}: step {step} could not be saved ({reason}); {intact}"
+        raise kind(said) from error
 
 
 class _Kept:

@@ -264,3 +264,43 @@ def test_the_format_of_a_later_version_is_refused(tmp_path, state, monkeypatch):
 def test_meta_is_plain_json_on_disk(tmp_path, state):
     save(tmp_path, {"params": state["params"]})
     assert json.loads((tmp_path / "5" / "meta" / "metadata").read_text())["data"] == {"step": 5}
+
+
+class Stuck:
+    """A manager of several processes whose save is in progress for ever, though its waits end."""
+
+    saving = False
+
+    def is_saving_in_progress(self):
+        return self.saving
+
+    def wait_until_finished(self):
+        if self.saving:
+            raise RuntimeError("Barrier timed out")
+
+    def save(self, *given, **named):
+        self.saving = True
+        raise RuntimeError("no memory for a copy")
+
+
+@pytest.fixture
+def stuck(tmp_path, monkeypatch):
+    writer = store.Store(tmp_path)
+    writer._manager = Stuck()
+    monkeypatch.setattr(store.jax, "process_count", lambda: 2)
+    return writer
+
+
+def test_save_that_never_ends_is_left_to_orbax_whose_waits_do(stuck, monkeypatch):
+    monkeypatch.setattr(store, "LOOK_FOR", 0.1)
+    stuck._saving, stuck._manager.saving = (5, ()), True
+    with pytest.raises(ValueError, match=r"step 5 could not be saved .*Barrier timed out"):
+        stuck.wait()
+    stuck.close()
+
+
+def test_save_that_did_not_start_is_not_waited_for(stuck):
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="no memory for a copy"), stuck:
+        stuck.save(5, {}, META)
+    assert time.monotonic() - began < 5
