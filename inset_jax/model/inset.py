@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from inset_jax.core.batch import NULL_IMAGE, NULL_TEXT, Kept, Pack, Visibility
@@ -142,12 +143,16 @@ class Inset(nnx.Module):
         return {"und": und, "gen": gen}, timestep
 
 
+def frozen_rows(config: ModelConfig, side: int) -> np.ndarray:
+    """The sin-cos table of a model for `side` x `side` places, float32 [side * side, M]."""
+    waves = config.llm.model_dim, side, config.position_ratio, config.position_step
+    return config.position_scale * bridge.sincos_table(*waves)
+
+
 def frozen_table(config: ModelConfig, side: int, rngs: nnx.Rngs) -> Table:
     """A sin-cos table: a parameter, so that checkpoints carry it, but never trained."""
-    shape = (side * side, config.llm.model_dim)
-    rows = lambda: bridge.sincos_table(shape[1], side, config.position_ratio, config.position_step)
-    init = lambda key, shape, dtype: jnp.asarray(config.position_scale * rows(), dtype)
-    return Table(shape, ("small", "embed"), rngs, init=init)
+    init = lambda key, shape, dtype: jnp.asarray(frozen_rows(config, side), dtype)
+    return Table((side * side, config.llm.model_dim), ("small", "embed"), rngs, init=init)
 
 
 def create(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, Params]:

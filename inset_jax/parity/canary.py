@@ -34,7 +34,7 @@ from inset_jax.core.config import (
 from inset_jax.data import pack as packing
 from inset_jax.data.keyed import keyed, normal
 from inset_jax.data.layout import Item, layout
-from inset_jax.model import bridge, inset
+from inset_jax.model import inset
 from inset_jax.parity.report import Result
 from inset_jax.sample.plan import Picture, Request
 from inset_jax.sample.sampler import Sampler
@@ -88,8 +88,7 @@ def keyed_params(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     def fill(path: str, shape: tuple[int, ...]) -> np.ndarray:
         head, last = path.split("/")[0], path.split("/")[-1]
         if head in ("latent_position", "connector_position"):
-            side, model = math.isqrt(shape[0]), config.model
-            return model.position_scale * bridge.sincos_table(shape[1], side, model.position_ratio)
+            return inset.frozen_rows(config.model, math.isqrt(shape[0]))
         numbers = normal(keyed("canary", 0, path, 0), shape)
         if last in ("scale", "bias"):
             return (last == "scale") + np.float32(0.1) * numbers
@@ -191,7 +190,7 @@ def _drawing(sampler: Sampler, request: Request) -> dict[str, Sequence[float]]:
 def fingerprint(given: Inputs) -> str:
     """Names the input: figures of another one cannot be compared."""
     digest = hashlib.blake2b(digest_size=8)
-    for array in jax.tree.leaves((given.pack, given.request.pictures)):
+    for array in jax.tree.leaves(given):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

@@ -11,8 +11,10 @@ import pytest
 
 from configs import tiny
 from inset_jax.core import mesh as meshes
-from inset_jax.core.config import MeshConfig
+from inset_jax.core import overrides
+from inset_jax.core.config import MeshConfig, edit
 from inset_jax.data import text
+from inset_jax.model import bridge
 from inset_jax.parity import canary
 from tools import canary as tool
 
@@ -63,6 +65,18 @@ def test_every_kind_has_its_losses_and_every_part_its_gradient(measured):
     assert all(np.isfinite(values).all() for values in found.values())
 
 
+def test_frozen_tables_of_keyed_weights_are_those_of_the_model():
+    model = edit(MODEL, position_ratio=4.0, position_step=2.8, position_scale=2.0)
+    with as_the_command():
+        params = canary.keyed_params(canary.experiment(model, "float32"), MESH)["model"]
+    for name, side in (
+        ("latent_position", model.latents.max_side),
+        ("connector_position", model.connector_side),
+    ):
+        rows = 2 * bridge.sincos_table(model.llm.model_dim, side, 4.0, 2.8)
+        np.testing.assert_array_equal(params[name]["table"], rows)
+
+
 def test_missing_figures_and_another_input_are_no_match(measured, tmp_path):
     given, _, found = measured
     canary.save(tmp_path / "a.json", found, given, "tiny", "float32")
@@ -70,8 +84,10 @@ def test_missing_figures_and_another_input_are_no_match(measured, tmp_path):
     more = {**found, "picture/mean, std": [1.0]}
     assert failed(tmp_path / "a.json", more, given) == {"picture/mean, std"}
     other = canary.inputs(MODEL, lambda text: [1, *text.encode()])
-    with pytest.raises(ValueError, match="figures of another input"):
-        failed(tmp_path / "a.json", found, other)
+    drawn = given._replace(request=given.request._replace(items=other.request.items))
+    for unlike in (other, drawn):
+        with pytest.raises(ValueError, match="figures of another input"):
+            failed(tmp_path / "a.json", found, unlike)
     with pytest.raises(ValueError, match="no figures of a canary"):
         failed(tmp_path / "nothing.json", found, given)
 
@@ -105,8 +121,6 @@ def test_checkpoint_is_measured_with_its_tokenizer_and_its_pictures(tmp_path, ca
 
 
 def test_figures_that_ship_are_of_the_input_as_it_is_now():
-    from inset_jax.core import overrides
-
     stored = json.loads(tool.EXPECTED.read_text())
     model = canary.thin(overrides.load(tool.CONFIG).model)
     given = canary.inputs(model, canary.encode_bytes)
