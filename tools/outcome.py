@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 
@@ -25,4 +24,4 @@ def status(work: Callable[[], int | None], failure: int = 2, resumes: bool = Fal
         return failure
     except (KeyboardInterrupt, host.Terminated) as error:
         print("interrupted" + "; the same command goes on from here" * resumes, file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(error, host.Terminated) else signal.SIGINT)
+        return host.status(error)

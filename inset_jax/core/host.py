@@ -39,6 +39,11 @@ class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
+def status(end: KeyboardInterrupt | Terminated) -> int:
+    """The exit status of a command that a signal has ended, as shells count it."""
+    return 128 + (signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT)
+
+
 @contextlib.contextmanager
 def raising_sigterm() -> Iterator[None]:
     """SIGTERM raises `Terminated` in the main thread, so that processes which a command has started

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, host.Terminated) as error:
-        return 128 + (signal.SIGTERM if isinstance(error, host.Terminated) else signal.SIGINT)
+        return host.status(error)
 
 
 def help_text() -> str:
