@@ -62,7 +62,8 @@ def sincos_table(
     Args:
       ratio: of the longest wave to the shortest.
       step: radians of the shortest wave between two places. With 1, as BAGEL has it for 64 places a
-        side, the vectors of the 4 to 8 places of a small picture have a rank of 3 along each side.
+        side, the vectors of the 8 places of a small picture differ along 3 directions a side, and
+        of 4 places along 2 (smaller singular values are below a fifth of the largest).
     """
     quarter = model_dim // 4
     frequency = 1.0 / ratio ** (np.arange(quarter, dtype=np.float64) / quarter)
