@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from tools import outcome
+
 ARTWORK = "assets/demo"
 AUTOENCODER = "assets/demo/ae.safetensors"
 TOKENIZER = "assets/demo/weights/tokenizer.json"
@@ -49,6 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--held-out", type=int, default=48, help="sentences to draw")
     parser.add_argument("--steps", type=int, default=0, help="updates; 0: some minutes")
     options = parser.parse_args(arguments)
+    return outcome.status(lambda: _show(options), failure=1)
+
+
+def _show(options: argparse.Namespace) -> None:
+    """The five parts, one after the other."""
     began = time.monotonic()
     folder = options.out / "demo"
     shutil.rmtree(folder, ignore_errors=True)
@@ -75,7 +82,6 @@ def main(arguments: list[str] | None = None) -> int:
     for row in demo_page.figures_table(figures):
         print("".join(f"{cell:>24}" for cell in row))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {time.monotonic() - began:.0f} s in all")
-    return 0
 
 
 def say(number: int, what: str) -> None:

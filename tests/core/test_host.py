@@ -1,4 +1,5 @@
 import platform
+import signal
 import subprocess
 import sys
 
@@ -31,3 +32,16 @@ print(before, taken, faults())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     before, taken, after = done.stdout.split()
     assert taken == "True" and int(after) * 4 < int(before), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "end", "status"),
+    [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, host.Terminated, 143)],
+)
+def test_signal_waits_for_the_end_of_an_undisturbed_block(number, end, status):
+    known = []
+    with pytest.raises(end) as caught, host.raising_sigterm(), host.undisturbed():
+        signal.raise_signal(number)
+        known.append("process")
+    assert known == ["process"] and host.status(caught.value) == status
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
