@@ -211,7 +211,7 @@ def _broken_rules_of_resources(container) -> Iterator[str]:
     limits, requests = (container.get("resources", {}).get(n, {}) for n in ("limits", "requests"))
     for name in limits.keys() | requests.keys():
         values = {str(side.get(name, limits.get(name))) for side in (limits, requests)}
-        if "/" in name and (len(values) > 1 or not values.copy().pop().isdigit()):
+        if "/" in name and (len(values) > 1 or not all(map(str.isdigit, values))):
             yield f"{name}: limits and requests are one whole number, found {sorted(values)}"
 
 
