@@ -84,6 +84,7 @@ def experiment() -> Config:
             name="muon",
             peak_lr=2e-2,
             adam_lr_ratio=0.1,
+            weight_decay=0.5,
             warmup_steps=50,
             schedule="cosine",
             final_lr_ratio=0.02,
