@@ -47,7 +47,8 @@ def status(end: KeyboardInterrupt | Terminated) -> int:
 @contextlib.contextmanager
 def raising_sigterm() -> Iterator[None]:
     """SIGTERM raises `Terminated` in the main thread, so that processes which a command has started
-    are ended on the way out. Changes nothing in other threads, or where somebody handles it."""
+    are ended on the way out. Changes nothing in other threads, or where somebody handles it. Python
+    sees the signal between two bytecodes, so a long compile ends first, as with Ctrl-C."""
     ours = threading.current_thread() is threading.main_thread()
     ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
