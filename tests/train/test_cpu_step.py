@@ -16,7 +16,7 @@ def test_the_batch_is_the_one_that_the_reference_was_timed_on():
     assert (pack.und_example >= 0).all() and (pack.gen_example >= 0).all()
 
 
-def test_visible_work_is_counted_as_the_issue_counts_it():
+def test_visible_work_of_that_batch_is_193_6_gflop():
     config = cpu_step.configuration()
     work = cpu_step.visible_work(config.model, cpu_step.batch(config))
     assert round(work / 1e9, 1) == 193.6
