@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,6 +44,54 @@ class WorldConfig:
     sizes: float = 0.15  # share whose objects are said to be small or big
     counts: float = 0.15  # share in which several objects are copies of one
     light: float = 0.2  # how much a reference may be brighter, darker, tinted
+
+
+_SHARE, _SIDE, _TURN = (0, 1), (1, 2 * CELL), (0, 180)  # a side: within the smallest canvas
+BOUNDS = {  # lowest and highest value of a field, both allowed; a pair's first is its lower one
+    **dict.fromkeys(("shifted", "turned", "photographs", "sizes", "counts", "light"), _SHARE),
+    **dict.fromkeys(("side", "small_side", "big_side", "behind_side", "before_side"), _SIDE),
+    **dict.fromkeys(("most_turn", "reference_turn"), _TURN),
+    "phrasings": (1, phrases.MOST_PHRASINGS),
+    "reference": (8, 1024),
+    "filled": (0.1, 1),
+    "alone": (0.1, 2 * CELL),
+    "jitter": (0, 2 * CELL),
+}
+
+
+def check(config: WorldConfig) -> None:
+    """Refuses a world that cannot be drawn as it is described.
+
+    Raises:
+      ValueError: a value outside BOUNDS, a pair in the wrong order, no relation, one that does not
+        exist or that is named twice, a single object larger than its picture.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in BOUNDS:
+            continue
+        low, high = BOUNDS[field.name]
+        pair = value if isinstance(value, tuple) else (value, value)
+        if not low <= pair[0] <= pair[1] <= high:  # nor is NaN
+            first = ", the first not above the second" if pair is value else ""
+            raise ValueError(f"{field.name}={_plain(value)}: expected {low} to {high}{first}")
+    known, found = list(phrases.PAIRS), config.relations
+    if not found or set(found) - set(known) or len(set(found)) < len(found):
+        raise ValueError(
+            f"relations={_plain(found)}: expected at least one of {_plain(known)}, none twice"
+        )
+    sides = [config.side, *(config.small_side, config.big_side) * (config.sizes > 0)]
+    alone = [round(config.alone * side) for pair in sides for side in pair]
+    if not 1 <= min(alone) <= max(alone) <= 2 * CELL:
+        raise ValueError(
+            f"alone={config.alone}: a single object has {min(alone)} to {max(alone)} pixels a "
+            f"side, expected 1 to {2 * CELL}"
+        )
+
+
+def _plain(value) -> str:
+    """A value as it is said on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 class Place(NamedTuple):

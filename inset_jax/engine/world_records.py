@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
@@ -16,10 +17,10 @@ from inset_jax.data import image
 from inset_jax.data.record import Example, Segment, write_records
 from inset_jax.data.sources.base import NamedExample, Part, Row, fingerprint
 from inset_jax.data.text import Tokenizer, make_small_tokenizer
-from inset_jax.engine import artwork, phrases
+from inset_jax.engine import artwork
 from inset_jax.engine.artwork import Artwork
 from inset_jax.engine.layouts import MOST
-from inset_jax.engine.stage import WorldConfig
+from inset_jax.engine.stage import WorldConfig, check
 from inset_jax.engine.world import KINDS, QUESTION, Scene, draw_scene
 
 SOURCE = "small world"
@@ -104,22 +105,25 @@ def config_of(
 
     Raises:
       ValueError: more weights than there are, or none that is positive; a change that names no
-        field, or has no value of its type; relations that do not exist, phrasings below 1.
+        field, one that is changed already, or has no value of its type; what `stage.check` refuses.
     """
-    changes = dict(_change(change) for change in changes)
+    given = [_change(change) for change in changes]
+    changes = dict(given)
+    if len(changes) < len(given):
+        names = [name for name, _ in given]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice}: given {names.count(twice)} times, expected once")
     for name, given, most in (("objects", objects, MOST), ("kinds", kinds, len(KINDS))):
         if given is None:
             continue
-        if len(given) > most or min(given) < 0 or sum(given) <= 0:
-            raise ValueError(f"weights of {name} {given}: expected at most {most}, none negative")
+        usable = len(given) <= most and min(given) >= 0 < sum(given) < math.inf
+        if not usable:
+            raise ValueError(
+                f"weights of {name} {given}: expected at most {most}, none negative, one positive"
+            )
         changes[name] = (*given, *[0.0] * (most - len(given)))
     config = WorldConfig(**changes)
-    unknown = set(config.relations) - set(phrases.PAIRS)
-    if unknown or not config.relations or config.phrasings < 1:
-        raise ValueError(
-            f"relations={','.join(config.relations)} phrasings={config.phrasings}: expected at "
-            f"least one of {', '.join(phrases.PAIRS)}, and 1 phrasing or more"
-        )
+    check(config)
     return config
 
 

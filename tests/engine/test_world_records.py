@@ -7,7 +7,7 @@ import pytest
 from inset_jax.core.config import TokenConfig
 from inset_jax.data import record
 from inset_jax.data.sentence import PicturePath, parse_sentence
-from inset_jax.engine import artwork, world, world_records
+from inset_jax.engine import artwork, stage, world, world_records
 from tools import draw_world
 
 EVERY = (0.3, 0.2, 0.2, 0.2, 0.1)  # weights of world.KINDS
@@ -166,12 +166,43 @@ def test_a_change_of_the_world_has_its_field_s_type(text, found):
         ("phrasing=1", "NAME one of relations, phrasings"),
         ("kinds=1", "NAME one of"),
         ("phrasings=few", "a value like phrasings=5"),
-        ("phrasings=0", "1 phrasing or more"),
+        ("phrasings=0", "phrasings=0: expected 1 to "),
+        ("phrasings=99", "phrasings=99: expected 1 to "),
         ("side=20", "a value like side=(22, 29)"),
-        ("relations=left,beside", "at least one of left, right"),
+        ("side=40,20", "side=40,20: expected 1 to 64, the first not above the second"),
+        ("big_side=29,65", "big_side=29,65: expected 1 to 64"),
+        ("relations=left,beside", "at least one of left,right"),
+        ("relations=left,left", "relations=left,left: expected at least one of left,right"),
+        ("photographs=2", "photographs=2.0: expected 0 to 1"),
+        ("turned=nan", "turned=nan: expected 0 to 1"),
+        ("filled=2,3", "filled=2.0,3.0: expected 0.1 to 1, the first"),
+        ("filled=0.5,nan", "filled=0.5,nan: expected 0.1 to 1"),
+        ("shifted=3", "shifted=3.0: expected 0 to 1"),
+        ("shifted=-1", "shifted=-1.0: expected 0 to 1"),
+        ("reference=0", "reference=0: expected 8 to 1024"),
+        ("reference_turn=-5", "reference_turn=-5: expected 0 to 180"),
+        ("jitter=-1", "jitter=-1: expected 0 to 64"),
+        ("alone=inf", "alone=inf: expected 0.1 to 64"),
+        ("alone=3", "alone=3.0: a single object has 45 to 93 pixels a side, expected 1 to 64"),
     ],
 )
 def test_a_change_that_the_world_does_not_know_is_refused(text, message):
     with pytest.raises(ValueError) as error:
         world_records.config_of(changes=[text])
     assert message in str(error.value)
+
+
+def test_a_field_that_is_changed_twice_is_refused():
+    with pytest.raises(ValueError, match="sizes: given 2 times, expected once"):
+        world_records.config_of(changes=["sizes=0", "counts=0", "sizes=0.1"])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0), (1.0, np.nan), (np.inf,)])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match=r"weights of objects .* expected at most 8"):
+        world_records.config_of(objects=weights)
+
+
+def test_every_field_but_names_has_bounds_that_the_usual_world_keeps():
+    assert {*stage.BOUNDS, "relations"} == set(world_records.CHANGEABLE)
+    stage.check(world_records.USUAL)
