@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from configs import tiny
+from inset_jax.checkpoint import differences, load
+from inset_jax.core import overrides
 from inset_jax.core.config import SampleConfig, edit
 from inset_jax.data.text import make_small_tokenizer
 from inset_jax.engine import artwork, exam
@@ -16,7 +18,7 @@ from inset_jax.sample.api import Generator
 from inset_jax.sample.plan import Picture
 from inset_jax.sample.prompt import start_noise
 from tests.sample.small import CONFIG, make_sampler
-from tools import demo_attention, demo_page, demo_report, demo_strips, demo_table, judging
+from tools import demo, demo_attention, demo_page, demo_report, demo_strips, demo_table, judging
 
 FEW = SampleConfig(num_timesteps=3, alpha=2.0, beta=1.5)
 TEXT = re.compile(r"<[^>]*>")
@@ -156,3 +158,8 @@ def test_the_report_of_no_checkpoint_says_so(tmp_path, capsys):
     out = tmp_path / "page.html"
     assert demo_report.main(["--checkpoint", str(tmp_path), "--out", str(out)]) == 1
     assert str(tmp_path) in capsys.readouterr().err and not out.exists()
+
+
+def test_shipped_weights_are_those_of_the_preset():
+    shipped = load.read_config(demo.WEIGHTS)
+    assert differences.models(shipped, overrides.load(demo.CONFIG).model) == []
