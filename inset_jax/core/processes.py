@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from inset_jax.core import host as hosts
+
 JOIN_SECONDS = 1800  # for all hosts to come: images are pulled and slices start one after another
 LOST_SECONDS = 60  # without a beat
 LOST = 75  # exit status: another process is gone, the same command may be started again
@@ -120,6 +122,8 @@ class Group:
                 "num_processes": where.count,
                 "process_id": where.index,
             }
+        # its handler takes SIGTERM for good, and every command here has an answer of its own
+        jax.config.update("jax_enable_preemption_service", False)
         try:
             jax.distributed.initialize(
                 **named,
@@ -155,20 +159,21 @@ class Group:
         jax.distributed.shutdown()
 
     def fail(self, error: BaseException) -> None:
-        """Ends this process after an error, and so the others; does not return.
+        """Ends this process after an error or a signal, and so the others; does not return.
 
         When another process is killed, collectives and saves fail here with messages that name
         nobody. So an error of the device, or of what all do together (`Shared`), waits until the
         watcher has had time to find out who is missing.
         """
+        signalled = isinstance(error, KeyboardInterrupt | hosts.Terminated)
         own = isinstance(error, ValueError | OSError) and not isinstance(error, Shared)
-        if not own:
+        if not (own or signalled):
             time.sleep(1.5 * self._lost_seconds)  # the watcher may end the process here
         self._stop.set()
         self._watcher.join()  # which writes into the same row of the table
         self._write("failed", f"{type(error).__name__}: {error}"[:2000])
         time.sleep(self._pause() * 2.5)  # for the others to read it while there is a table
-        self._end(None, 1)
+        self._end(None, hosts.status(error) if signalled else 1)
 
     def _pause(self) -> float:
         return min(5.0, self._lost_seconds / 4)

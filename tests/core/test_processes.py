@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from inset_jax.core import processes
+from inset_jax.core import host, processes
 from inset_jax.core.processes import Place
 from inset_jax.core.simulated import several
 
@@ -96,6 +96,13 @@ def member(index: int, port: str, ending: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if ending == f"failed {index}":
             group.fail(ValueError("its own fault"))
+        if ending == f"terminated {index}":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(LOST_AFTER)
+                group.fail(ValueError("the signal never came"))
+            except host.Terminated as error:
+                group.fail(error)
         try:
             while ending:
                 agreed(None)
@@ -166,5 +173,13 @@ def test_error_of_one_process_ends_the_other_with_its_message():
     assert "failed: ValueError: its own fault" in ended[0][2]
 
 
+@pytest.mark.slow
+def test_sigterm_reaches_a_process_among_others_and_ends_them_all():
+    ended = pair("terminated 1")
+    assert [status for status, *_ in ended] == [1, 128 + signal.SIGTERM]
+    assert "process 1 of 2" in ended[0][2] and "failed: Terminated" in ended[0][2]
+
+
 if __name__ == "__main__":
-    member(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    with host.raising_sigterm():  # before it joins, as commands do
+        member(int(sys.argv[1]), sys.argv[2], sys.argv[3])
