@@ -126,3 +126,9 @@ def test_figures_that_ship_are_of_the_input_as_it_is_now():
     given = canary.inputs(model, canary.encode_bytes)
     assert stored["input"] == canary.fingerprint(given)
     assert (stored["weights"], stored["dtype"]) == (canary.KEYED, "float32")
+
+
+@pytest.mark.slow  # widths of the 7B: 50 s, 4 GB
+def test_figures_that_ship_are_those_of_the_model_as_it_is_now(capsys):
+    assert tool.main([]) == 0
+    assert "0 failed" in capsys.readouterr().out
