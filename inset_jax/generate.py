@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,21 +52,14 @@ class Job(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = parser().parse_args(argv)
-    group = None
     try:
-        group = processes.join(processes.place(vars(args), os.environ))
-        run(args, group is None or group.index == 0)
+        with processes.joined(processes.place(vars(args), os.environ)) as group:
+            run(args, group is None or group.index == 0)
     except (Exception, KeyboardInterrupt) as error:
         status = _told(error)
-        if group is not None:
-            if status is None:
-                traceback.print_exc()
-            group.fail(error)  # and so ends the other processes; does not return
         if status is None:
             raise
         return status
-    if group is not None:
-        group.leave()
     return 0
 
 

@@ -43,20 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from inset_jax.core import host, processes
+    from inset_jax.core import processes
 
-    group = processes.join(processes.place(vars(options), os.environ))
-    try:
-        status = _measure(options, group is None or group.index == 0)
-    except (Exception, KeyboardInterrupt, host.Terminated) as error:
-        if group is None:
-            raise
-        said = str(error) if isinstance(error, Exception) else "interrupted"
-        print(f"error: process {group.index}: {said}", file=sys.stderr)
-        group.fail(error)  # and so ends the other processes; does not return
-    if group is not None:
-        group.leave()
-    return status
+    with processes.joined(processes.place(vars(options), os.environ)) as group:
+        return _measure(options, group is None or group.index == 0)
 
 
 def _measure(options: argparse.Namespace, is_first: bool) -> int:

@@ -80,15 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     """The five parts, one after the other."""
+    from inset_jax.engine import world_records
+
     began = time.monotonic()
     folder = options.out / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     say(1, "the small world: scenes, sentences and pictures")
-    parts = FROM_SCRATCH if options.from_scratch else WHOLE
-    if options.scenes:
-        parts = [part._replace(scenes=options.scenes) for part in parts]
+    parts = parts_of(options)
     drawn = [build_world(folder / part.folder, part, options.held_out) for part in parts][-1]
-    write_prompts(folder, drawn)
+    world_records.write_prompts(folder / "held_out", drawn)
     say(2, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
     run, command = folder / "run", train_command(folder, options)
     killed = run_until_checkpoint(command, run)
@@ -109,6 +109,11 @@ def _show(options: argparse.Namespace) -> None:
     for row in demo_page.figures_table(figures):
         print("".join(f"{cell:>24}" for cell in row))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {time.monotonic() - began:.0f} s in all")
+
+
+def parts_of(options: argparse.Namespace) -> tuple[Part, ...]:
+    parts = FROM_SCRATCH if options.from_scratch else WHOLE
+    return tuple(part._replace(scenes=options.scenes or part.scenes) for part in parts)
 
 
 def say(number: int, what: str) -> None:
@@ -135,12 +140,6 @@ def build_world(folder: pathlib.Path, part: Part, held_out: int) -> list:
     return pairs[:held_out]
 
 
-def write_prompts(folder: pathlib.Path, chosen: list) -> None:
-    from inset_jax.engine import world_records
-
-    world_records.write_prompts(folder / "held_out", chosen)
-
-
 def encoder(config):
     """The shipped autoencoder's first half."""
     from inset_jax.checkpoint import convert
@@ -150,8 +149,7 @@ def encoder(config):
 
 
 def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str]:
-    parts = FROM_SCRATCH if options.from_scratch else WHOLE
-    records = tuple(str(folder / part.folder / "records") for part in parts)
+    records = tuple(str(folder / part.folder / "records") for part in parts_of(options))
     steps = options.steps or (SCRATCH_STEPS if options.from_scratch else STEPS)
     flags = {
         "workdir": folder / "run",

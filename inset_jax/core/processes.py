@@ -7,6 +7,7 @@ sentence that names the process; a collective would wait for it for ever.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import json
@@ -16,7 +17,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from inset_jax.core import host as hosts
@@ -101,6 +103,38 @@ def join(where: Place | None, lost_seconds: float = LOST_SECONDS) -> Group | Non
         raise ValueError(
             f"--coordinator={AUTO}: this machine knows of no other processes; name HOST:PORT"
         ) from None
+
+
+@contextlib.contextmanager
+def joined(where: Place | None, lost_seconds: float = LOST_SECONDS) -> Iterator[Group | None]:
+    """The group of this process for the length of a block, None for a process by itself.
+
+    An error or a signal in the block ends this process, after it has said why, and so the others; a
+    process by itself gets the error as it is.
+
+    Raises:
+      ValueError: the others did not come within JOIN_SECONDS.
+    """
+    group = join(where, lost_seconds)
+    if group is None:
+        yield None
+        return
+    try:
+        yield group
+    except (Exception, KeyboardInterrupt, hosts.Terminated) as error:
+        _say(group.index, error)
+        group.fail(error)
+    group.leave()
+
+
+def _say(index: int, error: BaseException) -> None:
+    if not isinstance(error, Exception):
+        print(f"process {index}: interrupted", file=sys.stderr)
+        return
+    if not isinstance(error, ValueError | OSError):
+        traceback.print_exc()
+    for line in str(error).splitlines()[:20]:
+        print(f"error: process {index}: {line}", file=sys.stderr)
 
 
 class Group:

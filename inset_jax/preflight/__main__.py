@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, host.Terminated) as error:
+        print("interrupted", file=sys.stderr)
         return host.status(error)
 
 

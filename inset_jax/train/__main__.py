@@ -16,7 +16,6 @@ import os
 import pathlib
 import pkgutil
 import sys
-import traceback
 from collections.abc import Sequence
 
 from inset_jax.core import checks, overrides, processes
@@ -77,20 +76,10 @@ def _train(argv: Sequence[str]) -> int:
     if config.run.sample_every:
         preview = _resolve(command.options["preview"] or PREVIEW)
     where = processes.place(command.options, os.environ)
-    group = processes.join(where, _seconds(command.options["lost_after"]))
-    if group is None:
-        return _run(command, workdir, preview, watch)
-    try:
-        with _quiet(group.index > 0):
-            status = _run(command, workdir, preview, watch, group.index)
-    except Exception as error:
-        if not isinstance(error, ValueError | OSError):
-            traceback.print_exc()
-        for line in str(error).splitlines()[:20]:
-            print(f"error: process {group.index}: {line}", file=sys.stderr)
-        group.fail(error)
-    group.leave()
-    return status
+    with processes.joined(where, _seconds(command.options["lost_after"])) as group:
+        index = 0 if group is None else group.index
+        with _quiet(index > 0):
+            return _run(command, workdir, preview, watch, index)
 
 
 def _run(

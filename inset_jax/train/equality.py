@@ -208,21 +208,13 @@ def main(folder: str, name: str, process: str, port: str) -> None:
     """One process of one layout."""
     layout = next(one for one in LAYOUTS if one.name == name)
     place = processes.Place(f"127.0.0.1:{port}", layout.processes, int(process))
-    group = processes.join(place if layout.processes > 1 else None)
     told = json.loads((pathlib.Path(folder) / "config.json").read_text())
     sizes = {axis: 1 for axis in MeshConfig.__dataclass_fields__} | dict(layout.sizes)
     config = edit(overrides.from_dict(told), mesh=MeshConfig(**sizes))
-    try:
+    with processes.joined(place if layout.processes > 1 else None):
         found = measure(config, layout)
-    except Exception as error:
-        if group is None:
-            raise
-        print(f"{type(error).__name__}: {error}", flush=True)
-        group.fail(error)
-    if found is not None:
-        np.savez(pathlib.Path(folder) / f"{name}.npz", **found)
-    if group is not None:
-        group.leave()
+        if found is not None:
+            np.savez(pathlib.Path(folder) / f"{name}.npz", **found)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,24 @@ LOST_AFTER = 3  # seconds
 
 def member(index: int, port: str, ending: str) -> None:
     """One of two processes: exchanges what there is to exchange, then ends in some way."""
-    group = processes.join(Place(f"127.0.0.1:{port}", 2, index), LOST_AFTER)
+    with processes.joined(Place(f"127.0.0.1:{port}", 2, index), LOST_AFTER):
+        agreed = exchange(index)
+        if ending == f"killed {index}":
+            time.sleep(LOST_AFTER / 2)  # until the other knows this one
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ending == f"failed {index}":
+            raise ValueError("its own fault")
+        if ending == f"terminated {index}":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(LOST_AFTER)
+            raise ValueError("the signal never came")
+        while ending:
+            agreed()
+            time.sleep(0.05)
+
+
+def exchange(index: int):
+    """Tells what one of two processes sees of the other; returns what they go on to do together."""
     import jax
     import numpy as np
 
@@ -91,25 +108,7 @@ def member(index: int, port: str, ending: str) -> None:
             "whole": np.asarray(meshes.on_this_host(split, mesh)[1]).tolist(),
         }
         print("TOLD", json.dumps(told), flush=True)
-        if ending == f"killed {index}":
-            time.sleep(LOST_AFTER / 2)  # until the other knows this one
-            os.kill(os.getpid(), signal.SIGKILL)
-        if ending == f"failed {index}":
-            group.fail(ValueError("its own fault"))
-        if ending == f"terminated {index}":
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(LOST_AFTER)
-                group.fail(ValueError("the signal never came"))
-            except host.Terminated as error:
-                group.fail(error)
-        try:
-            while ending:
-                agreed(None)
-                time.sleep(0.05)
-        except Exception as error:
-            group.fail(error)
-    group.leave()
+    return lambda: agreed(asks(9))
 
 
 def pair(ending: str = "") -> list[tuple[int, dict, str, float]]:
@@ -171,6 +170,7 @@ def test_error_of_one_process_ends_the_other_with_its_message():
     assert [status for status, *_ in ended] == [1, 1]
     assert "process 1 of 2" in ended[0][2]
     assert "failed: ValueError: its own fault" in ended[0][2]
+    assert "error: process 1: its own fault" in ended[1][2]
 
 
 @pytest.mark.slow
@@ -178,6 +178,7 @@ def test_sigterm_reaches_a_process_among_others_and_ends_them_all():
     ended = pair("terminated 1")
     assert [status for status, *_ in ended] == [1, 128 + signal.SIGTERM]
     assert "process 1 of 2" in ended[0][2] and "failed: Terminated" in ended[0][2]
+    assert "process 1: interrupted" in ended[1][2]
 
 
 if __name__ == "__main__":
