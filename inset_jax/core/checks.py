@@ -17,6 +17,7 @@ DIGEST = re.compile("[0-9a-f]{16}")
 CHOICES = {
     "model.prediction": ("velocity", "clean"),
     "compute.dtype": ("float32", "bfloat16"),
+    "compute.gradient_sums": ("compute", "float32"),
     "compute.attention": ("auto", "pallas", "whole", "chunked", "reference"),
     "model.vae.kind": ("flux", "linear"),
     "compute.flow_loss": ("auto", "fused", "plain"),
@@ -25,6 +26,7 @@ CHOICES = {
     "data.on_bad_record": ("stop", "replace"),
     "optimizer.name": ("adamw", "muon"),
     "optimizer.schedule": ("constant", "cosine"),
+    "optimizer.moments_dtype": ("float32", "bfloat16"),
     "run.on_bad_step": ("stop", "skip"),
     "run.on_damaged_checkpoint": ("stop", "previous"),
     "sample.guidance": ("inset", "bagel", "none"),

@@ -120,6 +120,9 @@ class ComputeConfig:
     """How the numbers are computed; no value here changes what a checkpoint is."""
 
     dtype: str = "bfloat16"  # of activations and matrix work; parameters stay float32
+    gradient_sums: str = (
+        "compute"  # over devices: in `dtype`, as BAGEL's; "float32": twice the bytes
+    )
     attention: str = (
         "auto"  # "pallas", "whole", "chunked", "reference"; "auto": the first that fits
     )
@@ -209,6 +212,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-15
+    moments_dtype: str = "float32"  # of the state; "bfloat16" halves it
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     accumulation: int = 1  # steps whose gradients are summed before one update

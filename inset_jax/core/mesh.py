@@ -49,32 +49,42 @@ def build(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Me
       ValueError: the sizes do not multiply to the number of devices, or do not fit their slices;
         the nearest that do are named.
     """
-    devices = list(jax.devices() if devices is None else devices)
-    asked = {axis: getattr(config, axis) for axis in AXES}
-    sizes = list(asked.values())
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh sizes {asked}: each is at least 1, one may be -1")
-    known = math.prod(size for size in sizes if size != -1)
-    sizes = [max(len(devices) // known, 1) if size == -1 else size for size in sizes]
-    slices = _slices(devices)
-    hint = lambda: " ".join(f"mesh.{axis}={size}" for axis, size in nearest(asked, slices).items())
-    if math.prod(sizes) != len(devices):
-        raise ValueError(
-            f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are "
-            f"{len(devices)}: change one size or set it to -1; the nearest that works is {hint()}"
-        )
-    if sizes[0] % len(slices):
-        raise ValueError(
-            f"mesh.dcn={sizes[0]} does not fit {len(slices)} slices of {len(slices[0])} devices: "
-            f"the other axes would cross between slices; the nearest that works is {hint()}"
-        )
-    each = sizes[0] // len(slices)
+    slices = _slices(list(jax.devices() if devices is None else devices))
+    dcn, *rest = sizes(config, slices).values()
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     inside = lambda own: mesh_utils.create_device_mesh(
-        (each, *sizes[1:]), own, allow_split_physical_axes=True
+        (dcn // len(slices), *rest), own, allow_split_physical_axes=True
     )
     parts = [inside(own) for own in slices]
     return Mesh(np.concatenate(parts), AXES, axis_types=kinds)
+
+
+def sizes(config: MeshConfig, slices: Sequence[Sequence]) -> dict[str, int]:
+    """Returns the size of each of AXES on the devices of these slices, -1 filled in.
+
+    Raises:
+      ValueError: as `build`.
+    """
+    count = sum(len(own) for own in slices)
+    asked = {axis: getattr(config, axis) for axis in AXES}
+    given = list(asked.values())
+    if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
+        raise ValueError(f"mesh sizes {asked}: each is at least 1, one may be -1")
+    known = math.prod(size for size in given if size != -1)
+    found = {a: max(count // known, 1) if size == -1 else size for a, size in asked.items()}
+    hint = lambda: " ".join(f"mesh.{axis}={size}" for axis, size in nearest(asked, slices).items())
+    if (needed := math.prod(found.values())) != count:
+        raise ValueError(
+            f"mesh {found} needs {needed} devices, there are "
+            f"{count}: change one size or set it to -1; the nearest that works is {hint()}"
+        )
+    if found["dcn"] % len(slices):
+        raise ValueError(
+            f"mesh.dcn={found['dcn']} does not fit {len(slices)} slices of {len(slices[0])} "
+            "devices: the other axes would cross between slices; the nearest that works is "
+            f"{hint()}"
+        )
+    return found
 
 
 def nearest(asked: Mapping[str, int], slices: Sequence[Sequence]) -> dict[str, int]:

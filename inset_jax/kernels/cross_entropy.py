@@ -24,7 +24,8 @@ def chunked_cross_entropy(
 
     Args:
       hidden: [P, C, M].
-      head: [M, vocab], of the same dtype; sums over M and over the vocabulary are float32.
+      head: [M, vocab], of the same dtype, or float32, which is then rounded to it: the gradient
+        has the dtype of the head. Sums over M and over the vocabulary are float32.
       label: int32 [P, C], below vocab.
       chunk: tokens (of all packs of one device) whose logits exist at once.
 
@@ -52,13 +53,13 @@ def _forward(hidden, head, label, chunk):
 
     packs, chunks = _split(hidden)
     run = _per_device(local, (packs, (), packs), (packs, chunks, chunks))
-    loss, log_sum, kept = run(hidden, head, label)
+    loss, log_sum, kept = run(hidden, head.astype(hidden.dtype), label)
     return loss, (hidden, head, label, log_sum, kept)
 
 
 def _backward(chunk, residual, grad):
     hidden, head, label, log_sum, kept = residual
-    size = _chunk_size(hidden, chunk)
+    size, dtype = _chunk_size(hidden, chunk), head.dtype
 
     def local(hidden, head, label, grad, log_sum, kept):
         word = jnp.arange(head.shape[1])
@@ -75,14 +76,14 @@ def _backward(chunk, residual, grad):
         # padding has a gradient of zero, so whatever it computes adds nothing
         parts = (*(_cut(x, size) for x in (hidden, label, grad)), log_sum, kept)
         grad_head, grad_hidden = lax.scan(step, jnp.zeros(head.shape, jnp.float32), parts)
-        return _join(grad_hidden, hidden), grad_head.astype(head.dtype)[None]
+        return _join(grad_hidden, hidden), grad_head.astype(dtype)[None]
 
     packs, chunks = _split(hidden)
     inputs = (packs, (), packs, packs, chunks, chunks)
     # each device's share of the head's gradient in a row of its own; their sum is what XLA reduces,
     # once, where it would reduce every chunk's share by itself
     run = _per_device(local, inputs, (packs, packs))
-    grad_hidden, shares = run(hidden, head, label, grad, log_sum, kept)
+    grad_hidden, shares = run(hidden, head.astype(hidden.dtype), label, grad, log_sum, kept)
     return grad_hidden, jnp.sum(shares, axis=0), None
 
 
@@ -144,7 +145,7 @@ def _check(hidden, head, label, chunk: int) -> None:
         )
     if label.shape != hidden.shape[:2]:
         raise ValueError(f"chunked_cross_entropy: hidden {hidden.shape}, label {label.shape}")
-    if hidden.dtype != head.dtype:
+    if head.dtype not in (hidden.dtype, jnp.float32):
         raise ValueError(f"chunked_cross_entropy: hidden {hidden.dtype}, head {head.dtype}")
     if chunk < 1:
         raise ValueError(f"chunked_cross_entropy: chunk is {chunk}, expected at least 1")

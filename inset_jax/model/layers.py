@@ -51,6 +51,31 @@ def by_rows(call: Callable) -> Callable:
     return flat
 
 
+@jax.custom_vjp
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x @ kernel (+ bias) in the dtype of x; gradients of the two leave in their own, float32.
+
+    Automatic ones are in the dtype of x, and so are their sums over devices.
+    """
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def _affine_forward(x, kernel, bias):
+    return affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _affine_backward(kept, grad):
+    x, kernel, bias = kept
+    rows = tuple(range(x.ndim - 1))
+    of_kernel = jnp.tensordot(x, grad, (rows, rows), preferred_element_type=kernel.dtype)
+    of_bias = None if bias is None else jnp.sum(grad, rows, dtype=bias.dtype)
+    return grad @ kernel.astype(grad.dtype).T, of_kernel, of_bias
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias), kernel [in, out]; if that is int8, times its scales [out]."""
 
@@ -58,13 +83,26 @@ class Linear(nnx.Module):
         self.kernel = parameter(rngs, shape, logical, init)
         self.kernel_scale = None  # see `model.int8`
         self.bias = parameter(rngs, shape[-1:], logical[-1:], zeros) if bias else None
+        self.sums_in_float32 = False  # see `sum_in_float32`
 
     @by_rows
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.sums_in_float32:
+            return affine(x, self.kernel[...], None if self.bias is None else self.bias[...])
         y = x @ self.kernel[...].astype(x.dtype)
         if self.kernel_scale is not None:
             y = (y * self.kernel_scale[...]).astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def sum_in_float32(module: nnx.Module) -> None:
+    """Has the gradients of all linear layers in a module summed in float32, over devices as well.
+
+    Those of norms and tables always are.
+    """
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, Linear):
+            node.sums_in_float32 = True
 
 
 class RmsNorm(nnx.Module):

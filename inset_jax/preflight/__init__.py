@@ -5,6 +5,7 @@ the order of the flow:
 
     chips.py        names of slices (figures of chips: core.chips)
     program.py      the step and its arguments on a described slice; their bytes by part
+    split.py        what each kind of array takes on a device, by the rules of core.mesh
     sampling.py     likewise what draws a picture: prefill, one evaluation, decoding
     child.py        one compile, in a process of its own
     compiler.py     starts that process, reads what it leaves, ends it early if that is enough

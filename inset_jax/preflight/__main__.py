@@ -1,5 +1,6 @@
 """What a run will need on a TPU slice, without one: python -m inset_jax.preflight --config=FILE
---slice=NAME [--task=sample] [--fast] [--search] [--exact] [--out=DIR] [--config.field=value ...]
+--slice=NAME [--task=sample] [--fast] [--search] [--table] [--exact] [--out=DIR]
+[--config.field=value ...]
 
 Compiles the very step that the run will take, for the chips of the slice (v6e-256, v5p-128,
 tpu7x-128, 2x v5p-128, or v6e:16x16), and reports memory by part against the chip's, operations,
@@ -15,6 +16,7 @@ its memory), it does not compile, or an argument is wrong.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -35,6 +37,7 @@ TASKS = ("train", "sample")
 SWITCHES = {
     "fast": "stop where libtpu has scheduled the program and planned its memory",
     "exact": "refuse a data.packs or mesh.dcn that the slice cannot take, in place of fitting it",
+    "table": "print how the rules split the state, in GiB of a device, and compile nothing",
     "search": "try layouts and remat policies, each as with --fast, and rank those that fit",
 }
 
@@ -70,8 +73,6 @@ def help_text() -> str:
 
 
 def _run(argv: Sequence[str], given: set[str]) -> int:
-    import importlib.util
-
     from inset_jax.core import checks, overrides
     from inset_jax.preflight import chips, settings
 
@@ -91,9 +92,14 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
     if "exact" in given and flags:
         raise ValueError(f"{slice_.name}: the run needs {' '.join(flags)}")
     checks.check(config)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU at hand is not for this
+    if "table" in given:
+        from inset_jax.preflight import split
+
+        print(split.text(config, slice_))
+        return 0
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("libtpu compiles for TPUs and is not installed: pip install '.[tpu]'")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU at hand is not for this
     out = pathlib.Path(command.options["out"] or "out/preflight")
     limit = _seconds(command.options["limit"])
     if task == "sample":

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from inset_jax.core.config import Config, edit
 from inset_jax.preflight.chips import Slice
 
+LAST_BIT = 2**-8  # of a bfloat16, relative
+
 
 def fitted(config: Config, preset: Config, slice_: Slice) -> tuple[Config, list[str]]:
     """Fills in what only the slice can say, where the command line does not: packs and slices.
@@ -71,8 +73,20 @@ def useless(config: Config) -> Iterator[str]:
         )
     if optimizer.name == "muon" and optimizer.weight_decay == 0:
         yield "optimizer.name='muon' with optimizer.weight_decay=0: Muon is meant to have a decay"
+    yield from _precision(config)
     yield from _losses(config)
     yield from _run(config)
+
+
+def _precision(config: Config) -> Iterator[str]:
+    compute, optimizer = config.compute, config.optimizer
+    if compute.gradient_sums == "float32" and compute.dtype == "float32":
+        yield "compute.gradient_sums='float32' has no effect: compute.dtype is float32"
+    if optimizer.moments_dtype == "bfloat16" and 1 - optimizer.beta2 < LAST_BIT:
+        yield (
+            f"optimizer.beta2={optimizer.beta2} with optimizer.moments_dtype='bfloat16': an update "
+            f"moves the squares by less than their last bit, {LAST_BIT:.1%}, and they stand still"
+        )
 
 
 def _losses(config: Config) -> Iterator[str]:

@@ -100,12 +100,14 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
     """Returns the optimizer that the config describes, for a run of so many updates."""
     rate = schedule(config, steps)
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    kept = lambda state: _cast(_moments(state), config.moments_dtype)
+    wide = lambda moments: _cast(moments, "float32")  # they are computed so
 
     def init(trained: Tree) -> Tree:
         matrices, rest = _groups(trained, config.name)
-        state = {"count": jnp.zeros((), jnp.int32), "adam": _moments(adam.init(rest))}
+        state = {"count": jnp.zeros((), jnp.int32), "adam": kept(adam.init(rest))}
         if matrices:
-            state["muon"] = _moments(_muon(matrices).init(matrices))
+            state["muon"] = kept(_muon(matrices).init(matrices))
         return state
 
     def update(grads: Tree, state: Tree, trained: Tree):
@@ -114,14 +116,14 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
         grads = jax.tree.map(lambda g: g * clip, grads)
         matrices, rest = _groups(grads, config.name)
         count = state["count"]
-        moves, moments = adam.update(rest, optax.ScaleByAdamState(count, **state["adam"]))
-        new_state = {"count": count + 1, "adam": _moments(moments)}
+        moves, moments = adam.update(rest, optax.ScaleByAdamState(count, **wide(state["adam"])))
+        new_state = {"count": count + 1, "adam": kept(moments)}
         if matrices:
             muon = _muon(matrices)
-            before = muon.init(matrices)._replace(count=count, **state["muon"])
+            before = muon.init(matrices)._replace(count=count, **wide(state["muon"]))
             turned, moments = muon.update(matrices, before)
             moves = merge(moves, _scaled(turned))
-            new_state["muon"] = _moments(moments)
+            new_state["muon"] = kept(moments)
         learning_rate = jnp.asarray(rate(count), jnp.float32)
 
         def step(path, p, u):
@@ -200,6 +202,10 @@ def _scaled(turned: Tree) -> Tree:
 def _moments(state) -> Tree:
     """An optax state as a plain dict, without the count that is kept once and without constants."""
     return {name: value for name, value in state._asdict().items() if name in ("mu", "nu")}
+
+
+def _cast(tree: Tree, dtype: str) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
 def _decays(path) -> bool:

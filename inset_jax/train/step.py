@@ -19,7 +19,7 @@ from inset_jax.core.config import Config
 from inset_jax.kernels.cross_entropy import chunked_cross_entropy
 from inset_jax.kernels.flow_kernel import fused
 from inset_jax.kernels.flow_loss import FlowForm, FlowHead, FlowTarget, flow_loss, weighted
-from inset_jax.model import flow, inset
+from inset_jax.model import flow, inset, layers
 from inset_jax.train import guard, optim
 
 Tree = dict[str, Any]
@@ -96,7 +96,9 @@ def token_losses(definition, config: Config) -> TokenLoss:
 def _entropy(params: Tree, decoded, pack: Pack, config: Config) -> jax.Array:
     """The cross entropy of each next-token target: float32 [P, C]."""
     hidden = jnp.take_along_axis(decoded.hidden["und"], pack.ce_index[..., None], axis=1)
-    head = params["llm"]["head"]["kernel"].astype(hidden.dtype)
+    head = params["llm"]["head"]["kernel"]
+    if config.compute.gradient_sums == "compute":  # its gradient has the dtype that it comes in
+        head = head.astype(hidden.dtype)
     chunk = config.compute.cross_entropy_chunk
     return chunked_cross_entropy(hidden, head, pack.ce_label, chunk)
 
@@ -127,6 +129,8 @@ def loss_function(definition, config: Config) -> Callable:
 
     def loss(params: Tree, pack: Pack, whole: Weights):
         model = inset.bind(definition, params)
+        if config.compute.gradient_sums == "float32":
+            layers.sum_in_float32(model)
         decoded, timestep = model(pack, config.loss.timestep_shift, config.compute)
         # a weight of zero in total means that every summand is zero too
         shares = [1 / jnp.where(w > 0, w, 1.0) for w in whole]

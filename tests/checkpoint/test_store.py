@@ -67,6 +67,13 @@ def test_what_is_saved_is_restored_in_its_own_structure(tmp_path, state):
     assert type(restored["opt_state"]) is type(state["opt_state"])
 
 
+def test_arrays_of_an_item_share_files(tmp_path, state):
+    folder = save(tmp_path, state) / "5"
+    for item in store.ITEMS:  # OCDBT: a manifest of them all, not a folder an array
+        assert (folder / item / "manifest.ocdbt").is_file()
+        assert not (folder / item / "model.llm.kernel").exists()
+
+
 def test_meta_is_read_without_arrays(tmp_path, state):
     save(tmp_path, state)
     for path in files(tmp_path / "5" / "params"):

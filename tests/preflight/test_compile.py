@@ -62,6 +62,18 @@ def test_the_step_of_the_smallest_preset_is_scheduled_for_a_described_slice(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("sums", "dtype"), [("compute", "bf16"), ("float32", "f32")])
+def test_gradients_of_kernels_are_summed_in_the_dtype_of_the_config(tmp_path, sums, dtype):
+    flags = ("--config.data.capacity.vit=128", "--config.compute.dtype=bfloat16")
+    own = f"--config.compute.gradient_sums={sums}"
+    _, found = preflight(tmp_path, "tiny", "v6e-4", "--fast", *flags, own)
+    kinds = ("all-reduce", "reduce-scatter")
+    summed = [c for c in found["collectives"]["largest"] if c["kind"] in kinds and c["times"] == 2]
+    matrices = [c for c in summed if c["payload"] >= 2 * 64 * 64]
+    assert matrices and {c["dtype"] for c in matrices} == {dtype}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("slice_", DRAWING)
 def test_the_7b_draws_within_what_it_did(tmp_path, slice_):
     flags = (f"--slice={slice_}", "--task=sample", "--fast", f"--out={tmp_path}")

@@ -7,9 +7,12 @@ import re
 import pytest
 
 from configs import inset_7b, tiny
+from inset_jax.core import overrides
 from inset_jax.core.config import edit
 from inset_jax.preflight import chips, compiler, estimate, report, search, settings, work
-from inset_jax.preflight.__main__ import main
+from inset_jax.preflight.__main__ import _plan, main
+from tests.train.conftest import CONFIG as SMALL
+from tests.train.runs import prepare
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = str(HERE.parents[1] / "configs" / "tiny.py")
@@ -226,6 +229,31 @@ def test_settings_without_effect_are_named():
     for words in ("attention_block=(256, 256) has no effect", "final_lr_ratio=0.5 has no effect",
                   "flow_weight=0", "all logits exist at once"):  # fmt: skip
         assert words in told
+
+
+def test_moments_that_stand_still_and_sums_without_effect_are_named():
+    config = edit(
+        tiny.experiment(),
+        compute__dtype="float32",
+        compute__gradient_sums="float32",
+        optimizer__moments_dtype="bfloat16",
+        optimizer__beta2=0.999,
+    )
+    told = "\n".join(settings.useless(config))
+    assert "compute.gradient_sums='float32' has no effect" in told
+    assert "optimizer.beta2=0.999 with optimizer.moments_dtype='bfloat16'" in told
+    usual = edit(config, compute__dtype="bfloat16", optimizer__beta2=0.95)
+    told = "\n".join(settings.useless(usual))
+    assert "gradient_sums" not in told and "moments_dtype" not in told
+
+
+def test_data_at_hand_say_how_the_capacities_fit_them(tmp_path):
+    config = overrides.load(str(prepare(tmp_path, SMALL) / "experiment.py"))
+    told = "\n".join(_plan(config))
+    assert "12 examples" in told and re.search(r"data.capacity.und=\d+ .* fit best", told)
+    assert _plan(edit(config, data__train=(str(tmp_path / "none"),))) == []
+    (unread,) = _plan(edit(config, data__tokenizer=str(tmp_path / "none")))
+    assert unread.startswith("not known: ") and "none" in unread
 
 
 def test_two_slices_are_an_axis_of_the_mesh():

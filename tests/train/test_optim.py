@@ -161,3 +161,23 @@ def test_state_has_logical_names_for_every_array(name):
     assert {path: len(value) for path, value in named.items()} == {
         path: value.ndim for path, value in arrays.items()
     }
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_in_bfloat16_move_the_parameters_nearly_alike(name):
+    config = replace(ADAMW, name=name, warmup_steps=0)
+    trained, _ = optim.split(tree(0), ())
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = optim.create(replace(config, moments_dtype=dtype), 10)
+        state, moved[dtype] = optimizer.init(trained), trained
+        for seed in range(1, 4):
+            grads, _ = optim.split(tree(seed), ())
+            moved[dtype], state, _ = optimizer.update(grads, state, moved[dtype])
+        kept = {x.dtype for key in state if key != "count" for x in jax.tree.leaves(state[key])}
+        assert kept == {jnp.dtype(dtype)}
+    assert {x.dtype for x in jax.tree.leaves(moved["bfloat16"])} == {jnp.dtype("float32")}
+    steps = jax.tree.map(jnp.subtract, moved["float32"], trained)
+    errors = jax.tree.map(jnp.subtract, moved["float32"], moved["bfloat16"])
+    norm = lambda found: np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(found)))
+    assert 0 < norm(errors) < 0.02 * norm(steps)

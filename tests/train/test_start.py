@@ -10,6 +10,7 @@ from inset_jax.checkpoint import bagel, convert, store
 from inset_jax.core import mesh as meshes
 from inset_jax.core import overrides
 from inset_jax.core.config import MeshConfig, OptimizerConfig, edit
+from inset_jax.preflight import program
 from inset_jax.train import optim, start
 
 BAGEL = pathlib.Path(__file__).parents[1] / "golden" / "tiny_a" / "ckpt"
@@ -83,6 +84,15 @@ def test_init_from_another_model_is_refused(config, mesh, tmp_path):
 def test_init_from_nothing_is_refused(config, mesh, tmp_path):
     with pytest.raises(ValueError, match="none: "):
         start.begin(edit(config, run__init_from="none"), mesh, tmp_path)
+
+
+def test_every_array_of_the_state_is_updated_in_place(config, mesh):
+    state, _ = start.wanted(config, mesh)
+    packs = program.batch(config, mesh)
+    with jax.set_mesh(mesh):
+        lowered = start.jitted(config, state, mesh).lower(state, packs)
+    # what an output of the program takes the place of
+    assert lowered.as_text().count("tf.aliasing_output") == len(jax.tree.leaves(state))
 
 
 def test_step_that_is_compiled_again_for_packs_of_a_known_shape_is_an_error():
