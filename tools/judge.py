@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.seeds, options.sentences, options.batch) < 1:
         parser.error("--seeds, --sentences and --batch: at least 1")
+    if options.controls and options.sentences < 2:
+        parser.error("--sentences: at least 2, or no --controls, which take another's pictures")
     return outcome.status(lambda: _judge(options), failure=1)
 
 

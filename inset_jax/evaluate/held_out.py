@@ -60,8 +60,12 @@ def read(prompts: pathlib.Path) -> list[Sentence]:
 def under(condition: str, sentences: Sequence[Sentence]) -> list[Pieces]:
     """Returns each sentence's pieces under one of CONDITIONS.
 
-    `SWAPPED` reverses the order of a sentence's pictures, `FOREIGN` takes those of the next
-    sentence that has as many, `ABSENT` leaves the texts alone.
+    `SWAPPED` puts each picture where the one before it was: two change places, and of several none
+    keeps its own. `FOREIGN` takes the pictures of the next sentence that has as many, or else those
+    of the next sentences one after the other. `ABSENT` leaves the texts alone.
+
+    Raises:
+      ValueError: no such condition, or too few foreign pictures.
     """
     if condition not in CONDITIONS:
         raise ValueError(f"condition {condition!r}: there are {', '.join(CONDITIONS)}")
@@ -76,10 +80,16 @@ def _changed(condition: str, sentences: Sequence[Sentence], number: int) -> Piec
     if condition == ABSENT:
         return [piece for piece in pieces if isinstance(piece, str)]
     if condition == SWAPPED:
-        new = own[::-1]
+        new = own[1:] + own[:1]
     else:
-        after = [*sentences[number + 1 :], *sentences[:number]]
-        new = next((p for s in after if len(p := _pictures(s.pieces)) == len(own)), own)
+        after = [_pictures(s.pieces) for s in [*sentences[number + 1 :], *sentences[:number]]]
+        foreign = [picture for pictures in after for picture in pictures][: len(own)]
+        new = next((pictures for pictures in after if len(pictures) == len(own)), foreign)
+        if len(new) < len(own):
+            raise ValueError(
+                f"{FOREIGN}: sentence {number} has {len(own)}, the others {len(new)} in all; draw "
+                "more sentences"
+            )
     source = iter(new)
     return [piece if isinstance(piece, str) else next(source) for piece in pieces]
 

@@ -44,7 +44,18 @@ def test_controls_change_the_pictures_and_nothing_else(sentences):
 def test_foreign_pictures_come_from_a_sentence_with_as_many(sentences):
     foreign = held_out.under(held_out.FOREIGN, sentences)
     assert shown(foreign[1]) == ["A ", "red", " above a ", "blue", "."]
-    assert shown(foreign[2]) == ["A ", "black", "."]  # no other has one picture
+    assert shown(foreign[2]) == ["A ", "red", "."]  # no other has one picture: the first of all
+    with pytest.raises(ValueError, match="sentence 0 has 2, the others 1 in all"):
+        held_out.under(held_out.FOREIGN, sentences[::2])
+
+
+def test_of_several_pictures_none_keeps_its_place_when_they_are_swapped(sentences):
+    (one, two), text = (sentences[number].pieces for number in (0, 1)), "."
+    several = [one[1], text, one[3], text, two[1]]
+    longer = sentences[0]._replace(pieces=several)
+    swapped = held_out.under(held_out.SWAPPED, [longer])[0]
+    assert shown(several) == ["red", ".", "blue", ".", "green"]
+    assert shown(swapped) == ["blue", ".", "green", ".", "red"]
 
 
 def test_unknown_condition_is_refused(sentences):
