@@ -2,9 +2,9 @@
 
     python -m tools.demo --out out [--from-scratch]
 
-It starts from the weights that are shipped, or from random ones, and training is killed once on the
-way and goes on from its checkpoint. Everything lands in OUT: the records, the run with its
-checkpoints, the drawings, and demo.html, a page to open in a browser.
+It starts from the weights that are shipped, which draw first, or from random ones; training is
+killed once on the way and goes on from its checkpoint. Everything lands in OUT: the records, the
+run with its checkpoints, the drawings, and demo.html, a page to open in a browser.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ SHORT_PACKS = {
     "capacity.cross_entropy": 32,
     "capacity.examples": 1,
 }
+# What a killed run leaves in shared memory Python clears up by itself, with warnings that look bad.
+QUIET = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,12 +77,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--held-out", type=int, default=48, help="sentences to draw")
     parser.add_argument("--steps", type=int, default=0, help="updates; 0: some minutes")
     options = parser.parse_args(arguments)
+    if options.held_out < 2:
+        parser.error(
+            "--held-out: at least 2, because one control takes another sentence's pictures"
+        )
     return outcome.status(lambda: _show(options), failure=1)
 
 
 def _show(options: argparse.Namespace) -> None:
-    """The five parts, one after the other."""
+    """The six parts, one after the other."""
     from inset_jax.engine import world_records
+    from inset_jax.evaluate import table
+    from tools import demo_page
 
     began = time.monotonic()
     folder = options.out / "demo"
@@ -88,26 +96,29 @@ def _show(options: argparse.Namespace) -> None:
     say(1, "the small world: scenes, sentences and pictures")
     parts = parts_of(options)
     drawn = [build_world(folder / part.folder, part, options.held_out) for part in parts][-1]
-    world_records.write_prompts(folder / "held_out", drawn)
-    say(2, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
+    prompts = world_records.write_prompts(folder / "held_out", drawn)
+    say(2, "held-out sentences, as they are drawn before training")
+    before = None
+    if options.from_scratch:
+        print("nothing to draw with: the weights are random")
+    else:
+        before = demo_page.draw_before(WEIGHTS, prompts)
+    say(3, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
     run, command = folder / "run", train_command(folder, options)
     killed = run_until_checkpoint(command, run)
-    say(3, f"the same command again, after kill -9 at step {killed}")
-    subprocess.run(command, check=True)
+    say(4, f"the same command again, after kill -9 at step {killed}")
+    subprocess.run(command, check=True, env=os.environ | QUIET)
     trained = time.monotonic() - began
-    say(4, "held-out sentences, as written and under controls")
-    from tools import demo_page
-
-    results = demo_page.draw(run, folder / "held_out" / "prompts.jsonl")
+    say(5, "the same sentences again, as written and under controls")
+    results = demo_page.draw(run, prompts, before)
     figures = demo_page.measure(results, drawn)
-    say(5, "the page")
+    say(6, "the page")
     extras = demo_page.explore(str(run), drawn)
     times = {"training": trained, "everything": time.monotonic() - began}
     page = options.out / "demo.html"
     text = demo_page.render(run, results, figures, times, killed, extras)
     page.write_text(text, encoding="utf-8")
-    for row in demo_page.figures_table(figures):
-        print("".join(f"{cell:>24}" for cell in row))
+    print(table.text(demo_page.figures_table(figures)))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {time.monotonic() - began:.0f} s in all")
 
 
@@ -117,7 +128,7 @@ def parts_of(options: argparse.Namespace) -> tuple[Part, ...]:
 
 
 def say(number: int, what: str) -> None:
-    print(f"\n[{number}/5] {what}", flush=True)
+    print(f"\n[{number}/6] {what}", flush=True)
 
 
 def build_world(folder: pathlib.Path, part: Part, held_out: int) -> list:
@@ -183,7 +194,7 @@ def run_until_checkpoint(command: list[str], run: pathlib.Path) -> int:
     """
     from inset_jax.train import metrics
 
-    process = subprocess.Popen(command, env=os.environ)
+    process = subprocess.Popen(command, env=os.environ | QUIET)
     try:
         while process.poll() is None:
             time.sleep(0.2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,29 +31,64 @@ ARTWORK = "assets/demo"
 MEASURED = pathlib.Path("assets/demo/table.json")  # of tools.judge, for the shipped weights
 OWN = ("kind", "folder", "step", "tools", "weights", "files", "time")  # not notes of people
 COLUMNS = ("identity", "sharp identity", "relation")
+BEFORE = "as written, before training on"
 
 
 class Results(NamedTuple):
     """Held-out sentences and the drawings of each under every condition."""
 
     sentences: list[held_out.Sentence]
-    drawings: dict[str, list[list[Image.Image]]]  # condition -> one list a sentence
+    drawings: dict[str, list[list[Image.Image]]]  # condition, or BEFORE -> one list a sentence
+    seconds: float  # of a picture, several drawn together, after compilation
 
 
-def draw(run: pathlib.Path, prompts: pathlib.Path) -> Results:
-    """Draws all sentences of a file under all conditions, from the same noise."""
+def draw_before(weights: str, prompts: pathlib.Path) -> list[list[Image.Image]]:
+    """Draws all sentences of a file, as written, with weights that are to be trained on."""
     from inset_jax.sample.api import Generator
 
-    return drawn(Generator.load(str(run)), held_out.read(prompts))
+    sentences, watch = held_out.read(prompts), Watch()
+    drawings = held_out.draw(Generator.load(weights), sentences, watch=watch)
+    print(f"{len(sentences)} pictures, {watch.seconds:.2f} s each in the fastest run", flush=True)
+    return drawings
+
+
+def draw(
+    run: pathlib.Path, prompts: pathlib.Path, before: list[list[Image.Image]] | None = None
+) -> Results:
+    """Draws all sentences of a file under all conditions, from the same noise.
+
+    Args:
+      before: what `draw_before` returned.
+    """
+    from inset_jax.sample.api import Generator
+
+    results = drawn(Generator.load(str(run)), held_out.read(prompts))
+    if before is None:
+        return results
+    return results._replace(drawings={BEFORE: before, **results.drawings})
+
+
+class Watch:
+    """Finds out how long a picture takes: the fastest run's time, divided by its pictures."""
+
+    def __init__(self):
+        self.seconds = float("inf")
+        self._last = time.monotonic()
+
+    def __call__(self, pictures: int) -> None:
+        now = time.monotonic()
+        self.seconds = min(self.seconds, (now - self._last) / pictures)
+        self._last = now
 
 
 def drawn(generator: Generator, sentences: list[held_out.Sentence]) -> Results:
     """Draws sentences under all conditions, from the same noise."""
     drawings: dict[str, list[list[Image.Image]]] = {}
+    watch = Watch()
     for condition in CONDITIONS:
-        drawings[condition] = held_out.draw(generator, sentences, condition)
+        drawings[condition] = held_out.draw(generator, sentences, condition, watch=watch)
         print(f"{condition}: {len(sentences)} pictures", flush=True)
-    return Results(sentences, drawings)
+    return Results(sentences, drawings, watch.seconds)
 
 
 def explore(run: pathlib.Path | Generator, scenes: Sequence[Scene]) -> list[page.Section]:
@@ -119,14 +155,19 @@ def render(
         facts["whole demo"] = spell(times["everything"])
     else:
         facts["drawing and judging"] = spell(times["everything"])
+    facts["a picture"] = f"{results.seconds:.2f} s, several drawn together"
     facts["machine"] = f"{os.cpu_count()} CPU cores"
+    has_before = BEFORE in results.drawings
+    gallery = "".join(map(page.card, _rows(results)))
     sections = [
         page.Section(
             "Drawn from sentences with pictures in them",
             "None of these objects was seen in training: objects are held out by look-alike group. "
             "The target is what the world's generator drew for the sentence; the model never saw "
-            "it. Swapped: the same sentence with its pictures exchanged, from the same noise.",
-            html=f"<div class=gallery>{''.join(map(page.card, _rows(results)))}</div>",
+            "it. Swapped: the same sentence with its pictures exchanged, from the same noise."
+            + " Before: drawn with the shipped weights, from the same noise."
+            * has_before,
+            html=f"<div class='gallery{' four' * has_before}'>{gallery}</div>",
         ),
         *extras,
         *measured,
@@ -156,20 +197,23 @@ main { max-width: 1040px; }
 .gallery { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
 .gallery article { margin: 0; }
 .gallery .drawing { width: 128px; }
+.four { grid-template-columns: repeat(auto-fill, minmax(470px, 1fr)); }
+.four .drawing { width: 96px; }
 @media (max-width: 520px) { .gallery { grid-template-columns: 1fr; } }
 """
 
 
 def _rows(results: Results) -> list[page.Row]:
-    """The first sentences, each with its drawing, its target and a control."""
+    """The first sentences, each with drawing, target, a control and what was drawn before."""
     rows = []
     for number, sentence in enumerate(results.sentences[:SHOWN]):
         shown = {
             "drawn": results.drawings[AS_WRITTEN][number][0],
             "target": sentence.target,
         }
-        if SWAPPED in results.drawings:
-            shown["swapped"] = results.drawings[SWAPPED][number][0]
+        for condition, caption in ((SWAPPED, "swapped"), (BEFORE, "before")):
+            if condition in results.drawings:
+                shown[caption] = results.drawings[condition][number][0]
         rows.append(page.Row(sentence.pieces, shown))
     return rows
 

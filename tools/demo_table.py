@@ -48,8 +48,8 @@ def lines(rows: Sequence[Row], chance: Mapping[str, float | None]) -> str:
     """
     columns = [n for n in (*chance, table.PSNR) if any(n in row.columns for row in rows)]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("sentences", "drawn", *columns))
-    plain = [row for row in rows if row.condition == AS_WRITTEN]
-    others = [row for row in rows if row.condition != AS_WRITTEN]
+    plain = [row for row in rows if row.condition.startswith(AS_WRITTEN)]  # also before training on
+    others = [row for row in rows if row not in plain]
     shares = [chance.get(name) for name in columns]
     told = "".join(f"<td>{'' if share is None else f'{share:.1%}'}</td>" for share in shares)
     return (

@@ -10,6 +10,7 @@ from PIL import Image
 from inset_jax.core import page
 from inset_jax.engine import artwork, world, world_records
 from inset_jax.evaluate import held_out, table
+from inset_jax.sample.api import Generator
 from tools import demo_page
 
 
@@ -24,7 +25,7 @@ def drawn(tmp_path_factory):
     grey = Image.new("RGB", (64, 64), "grey")
     drawings = {condition: [[grey]] * 3 for condition in held_out.CONDITIONS}
     drawings[held_out.AS_WRITTEN] = [[sentence.target] for sentence in sentences]
-    return scenes, demo_page.Results(sentences, drawings)
+    return scenes, demo_page.Results(sentences, drawings, 0.25)
 
 
 def test_figures_tell_good_drawings_from_grey_ones(drawn):
@@ -55,6 +56,31 @@ def test_page_shows_every_sentence_with_its_pictures_in_place(drawn, tmp_path, m
         assert re.sub(r"<img[^>]*>", "*", line) == expected
         assert article.count("<figure>") == 3
     assert "chance" in text and not np.any([f"{name}=" in text for name in ("onload", "onclick")])
+
+
+def test_what_was_drawn_before_training_stands_beside_it(drawn, tmp_path, monkeypatch):
+    scenes, results = drawn
+    grey = results.drawings[held_out.SWAPPED]
+    loaded, told = [], held_out.draw
+    monkeypatch.setattr(Generator, "load", lambda path: loaded.append(path) or path)
+    monkeypatch.setattr(held_out, "draw", lambda *_, watch: watch(3) or grey)
+    monkeypatch.setattr(held_out, "read", lambda prompts: results.sentences)
+    earlier = demo_page.draw_before("shipped", tmp_path)
+    both = demo_page.draw(tmp_path, tmp_path, earlier)
+    assert loaded == ["shipped", str(tmp_path)] and 0 < both.seconds < 60
+    assert list(both.drawings) == [demo_page.BEFORE, *held_out.CONDITIONS]
+    monkeypatch.setattr(held_out, "draw", told)
+    both = both._replace(drawings={**both.drawings, **results.drawings})
+    figures = demo_page.measure(both, scenes)
+    monkeypatch.setattr(demo_page, "_facts", lambda run: {})
+    (tmp_path / "curves.png").write_bytes(b"curves")
+    text = demo_page.render(tmp_path, both, figures, {"everything": 9.0}, 0)
+    for article in re.findall(r"<article>.*?</article>", text):
+        assert re.findall("<figcaption>(.*?)<", article) == ["drawn", "target", "swapped", "before"]
+    table_of_page = text[text.index("What these drawings are worth") :]
+    plain, controls = table_of_page.split("<tbody class=controls>")
+    assert demo_page.BEFORE in plain and demo_page.BEFORE not in controls
+    assert "<th>a picture</th><td>" in text and "<h2>Losses</h2>" in text
 
 
 def test_a_measured_table_and_extras_are_shown_and_nothing_is_loaded_from_elsewhere(
