@@ -44,15 +44,10 @@ def box(text: str) -> tuple[int, int, int, int]:
 
 
 def _cut(options: argparse.Namespace) -> None:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+    from inset_jax.data import image
     from inset_jax.engine import cutting
 
-    try:
-        with Image.open(options.photograph) as opened:
-            photograph = ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{options.photograph}: no picture that can be read") from error
+    photograph = image.load(options.photograph)
     if options.box:
         cut = cutting.Cut(cutting.square(options.box), None)
     else:

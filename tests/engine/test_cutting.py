@@ -87,4 +87,18 @@ def test_a_photograph_of_nothing_asks_for_a_box(tmp_path, capsys):
 def test_a_file_that_is_no_picture_is_named(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("hello")
     assert cut_object.main([str(tmp_path / "notes.txt"), str(tmp_path / "out.png")]) == 1
-    assert "notes.txt: no picture" in capsys.readouterr().err
+    assert "notes.txt: cannot be read as an image" in capsys.readouterr().err
+
+
+def test_photographs_of_any_kind_are_read_as_people_see_them(tmp_path):
+    """Transparent ground is white, whatever colour hides in it; 16-bit grey is not clipped."""
+    clear = np.zeros((60, 80, 4), np.uint8)
+    clear[20:40, 30:50] = (200, 30, 30, 255)
+    deep = np.full((60, 80), 20_000, np.uint16)
+    deep[20:40, 30:50] = 60_000
+    for name, pixels, ground in (("clear", clear, 255), ("deep", deep, 78)):
+        file, out = tmp_path / f"{name}.png", tmp_path / f"{name}_cut.png"
+        Image.fromarray(pixels).save(file)
+        assert cut_object.main([str(file), str(out), "--side", "24"]) == 0
+        corner, middle = (np.asarray(Image.open(out))[at, at].astype(int) for at in (0, 12))
+        assert np.abs(corner - ground).max() < 4 and np.abs(middle - corner).max() > 100
