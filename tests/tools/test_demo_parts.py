@@ -1,18 +1,21 @@
 """Parts of the demo's page that look into a model, drawn with a random one."""
 
 import json
+import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import tiny
-from inset_jax.checkpoint import differences, load
-from inset_jax.core import overrides
+from inset_jax.checkpoint import autoencoder, differences, load, provenance
+from inset_jax.core import checks, overrides
 from inset_jax.core.config import SampleConfig, edit
+from inset_jax.data import text
 from inset_jax.data.text import make_small_tokenizer
-from inset_jax.engine import artwork, exam
+from inset_jax.engine import artwork, exam, world_records
 from inset_jax.evaluate import held_out, table
 from inset_jax.sample.api import Generator
 from inset_jax.sample.plan import Picture
@@ -160,6 +163,55 @@ def test_the_report_of_no_checkpoint_says_so(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err and not out.exists()
 
 
-def test_shipped_weights_are_those_of_the_preset():
+def test_shipped_weights_are_those_of_the_preset_and_of_the_table():
+    """The table that the page, README.md and docs/demo.md show was measured with what ships."""
     shipped = load.read_config(demo.WEIGHTS)
     assert differences.models(shipped, overrides.load(demo.CONFIG).model) == []
+    told = json.loads(demo_page.MEASURED.read_text())
+    assert told["sha256"] == judging.weights_hash(load.load_any(demo.WEIGHTS).params)
+    assert told["seeds"] == 3 and told["candidates"] == 64
+    drawn = {row.condition for row in table.from_json(told["rows"])}
+    assert drawn == {*held_out.CONDITIONS, judging.UNTRAINED}
+    assert told["world"]["version"] == world_records.VERSION and not told["world"]["changes"]
+
+
+def test_every_row_of_the_table_fits_what_ships():
+    config, art = overrides.load(demo.CONFIG), artwork.load(demo.ARTWORK)
+    words = text.load(demo.TOKENIZER, config.model.tokens, config.model.llm.vocab_size)
+    able = types.SimpleNamespace(config=config, tokenizer=words)
+    exams = {row: exam.scenes(art, row, 24) for row in exam.ROWS}
+    can, left_out = judging.drawable(exams, able)
+    assert list(can) == list(exam.ROWS) and not left_out
+
+
+def test_what_ships_is_small_and_says_where_it_comes_from():
+    files = [file for file in pathlib.Path(demo.ARTWORK).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 25e6
+    assert provenance.ancestry(demo.WEIGHTS)
+    assert autoencoder.read_facts(demo.AUTOENCODER)
+    terms = pathlib.Path(demo.ARTWORK) / "ATTRIBUTION.md"
+    told = terms.read_text()
+    for file in set(files) - {terms}:
+        inside = file.relative_to(demo.ARTWORK).parts
+        assert (f"{inside[0]}/" if inside[0] == "weights" else inside[-1]) in told
+
+
+@pytest.mark.parametrize("scratch", [[], ["--from-scratch"]])
+@pytest.mark.parametrize("short", [[], ["--scenes", "64", "--steps", "8"]])
+def test_training_is_asked_for_what_a_config_can_be(scratch, short, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(demo, "_show", asked.append)
+    assert demo.main(["--out", str(tmp_path), *scratch, *short]) == 0
+    command = demo.train_command(tmp_path, asked[0])
+    config = overrides.parse(command[2:], {"workdir": ""}).config
+    checks.check(config)
+    assert config.run.steps == 8 or not short
+    assert bool(config.run.init_from) != bool(scratch)
+    assert len(config.data.train) == len(demo.parts_of(asked[0])) == len(config.data.weights or "1")
+    words = text.load(demo.TOKENIZER, config.model.tokens, config.model.llm.vocab_size)
+    able, art = types.SimpleNamespace(config=config, tokenizer=words), artwork.load(demo.ARTWORK)
+    for part in demo.parts_of(asked[0]):
+        world = world_records.config_of(part.objects, part.kinds, part.world)
+        for scene in world_records.scenes(art, "train", demo.SEED, 40, world):
+            if scene.kind == "image-interleaved":
+                held_out.check(able, judging.sentence(scene))
