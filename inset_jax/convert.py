@@ -83,23 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _add_writing(inward)
     _add_params(inward)
     _add_cut(inward)
-    inward.add_argument(
-        "--rename",
-        dest="renames",
-        metavar="OLD=NEW",
-        action="append",
-        default=[],
-        help="call a tensor otherwise; a * stands for the same text in both; may be repeated",
-    )
-    inward.add_argument(
-        "--allow-missing",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="BAGEL names (with *) that may be missing and are filled as at BAGEL's start of "
-        "training; may be repeated",
-    )
-    inward.add_argument("--seed", type=int, default=0, help="of what --allow-missing fills in")
+    _add_names(inward)
 
     outward = command("to-bagel", "a checkpoint into a BAGEL folder")
     outward.add_argument("source", metavar="SRC", help="a run's folder, a checkpoint or a step")
@@ -110,16 +94,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     start = command("init", "a new model from Qwen2.5, SigLIP and an autoencoder")
-    start.add_argument("--llm", required=True, type=pathlib.Path, metavar="QWEN2.5_FOLDER")
-    start.add_argument("--vit", required=True, type=pathlib.Path, metavar="SIGLIP_FOLDER")
-    start.add_argument("--vae", required=True, type=pathlib.Path, metavar="AE_FILE")
-    side = lambda name, size, words: start.add_argument(
-        f"--{name}-side", type=int, default=size, metavar="N", help=f"{words} (default {size})"
-    )
-    side("vit", 70, "rows of the ViT's position table, interpolated where it has others")
-    side("connector", 70, "rows of the table after the connector")
-    side("latent", 64, "rows of the table of latent tokens")
-    start.add_argument("--seed", type=int, default=0, help="of the layers that are new")
+    _add_parts(start)
     _add_writing(start)
     _add_cut(start)
 
@@ -140,6 +115,39 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_params(check)
     return flags
+
+
+def _add_names(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--rename",
+        dest="renames",
+        metavar="OLD=NEW",
+        action="append",
+        default=[],
+        help="call a tensor otherwise; a * stands for the same text in both; may be repeated",
+    )
+    flags.add_argument(
+        "--allow-missing",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="BAGEL names (with *) that may be missing and are filled as at BAGEL's start of "
+        "training; may be repeated",
+    )
+    flags.add_argument("--seed", type=int, default=0, help="of what --allow-missing fills in")
+
+
+def _add_parts(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--llm", required=True, type=pathlib.Path, metavar="QWEN2.5_FOLDER")
+    flags.add_argument("--vit", required=True, type=pathlib.Path, metavar="SIGLIP_FOLDER")
+    flags.add_argument("--vae", required=True, type=pathlib.Path, metavar="AE_FILE")
+    side = lambda name, size, words: flags.add_argument(
+        f"--{name}-side", type=int, default=size, metavar="N", help=f"{words} (default {size})"
+    )
+    side("vit", 70, "rows of the ViT's position table, interpolated where it has others")
+    side("connector", 70, "rows of the table after the connector")
+    side("latent", 64, "rows of the table of latent tokens")
+    flags.add_argument("--seed", type=int, default=0, help="of the layers that are new")
 
 
 def _add_writing(flags: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "f64": 8}
-ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+from inset_jax.preflight.hlo import arrays
+
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z\-]*[a-z])\(([^)]*)\)")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -65,7 +65,7 @@ def _moved(name: str, computations: dict[str, list[str]]) -> int:
         if not found:
             continue
         opcode, operands = found.groups()
-        sizes[own] = _bytes(rest[: found.start(1)])
+        sizes[own] = sum(arrays(rest[: found.start(1)]))
         if opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", rest)[1]
             times = re.search(r'known_trip_count"?:\s*\{"n":"(\d+)"', rest)
@@ -75,15 +75,4 @@ def _moved(name: str, computations: dict[str, list[str]]) -> int:
         elif opcode not in FREE and not opcode.endswith("-done"):
             reads = set(re.findall(r"%([\w.\-]+)", operands))
             total += sizes[own] + sum(sizes.get(x, 0) for x in reads)
-    return total
-
-
-def _bytes(shape: str) -> int:
-    """Bytes of a shape's text, of a tuple's all parts."""
-    total = 0
-    for kind, dims in ARRAY.findall(shape):
-        count = 1
-        for dim in filter(None, dims.split(",")):
-            count *= int(dim)
-        total += count * SIZES.get(kind, 4)
     return total

@@ -106,15 +106,6 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
     return store.model_config(store.read_meta(*locate(path)))
 
 
-def find_tokenizer(path: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the tokenizer.json that `load_any` would report, without reading any array.
-
-    Raises:
-      ValueError: as `load_any`, when there is no model.
-    """
-    return tokenizer.find(path) if bagel.is_bagel(path) else _tokenizer(locate(path)[0])
-
-
 def shardings(
     config: ModelConfig, mesh: jax.sharding.Mesh | None
 ) -> Mapping[str, jax.sharding.Sharding]:

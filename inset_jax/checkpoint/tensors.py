@@ -13,9 +13,6 @@ import numpy as np
 
 from inset_jax.checkpoint.errors import Damaged
 
-# names of the files of one part, best first; BAGEL's released weights are the EMA ones
-MODEL_FILES = ("ema.safetensors", "model.safetensors")
-VAE_FILES = ("ae.safetensors",)
 INDEX = ".index.json"
 TORCH = (".pt", ".pth", ".bin")  # files that need PyTorch to be read
 SUFFIXES = (".safetensors", *TORCH)

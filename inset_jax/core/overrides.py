@@ -15,7 +15,7 @@ import re
 import runpy
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from inset_jax.core.config import Config
@@ -169,6 +169,29 @@ def parse(argv: Sequence[str], options: Mapping[str, str], kind: type = Config) 
         raise ValueError(f"{rest[1]!r}: not expected; flags are written --name=value")
     config = from_config_dict(values[ROOT].value, kind)
     return Command(config, preset, source, {name: values[name].value for name in options})
+
+
+def status(
+    argv: Sequence[str] | None, help_text: Callable[[], str], work: Callable[[Sequence[str]], int]
+) -> int:
+    """Runs a command that takes a config: its help, or its work; errors are said, a line each.
+
+    Args:
+      argv: the command line, program name first; None: this process's.
+
+    Returns:
+      the exit status: what `work` returns, 1 after an error of the user's or of a disk.
+    """
+    argv = sys.argv if argv is None else list(argv)
+    if any(argument.lstrip("-") in ("help", "h") for argument in argv[1:]):
+        print(help_text())
+        return 0
+    try:
+        return work(argv)
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
 
 
 def _config_file(argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -134,14 +134,3 @@ class Rendered(Rewrite):
             pixels = image.resize_to(decoded, width, height)
             rendered[key] = image.encode(image.Image.fromarray(pixels), "png")
         return dataclasses.replace(exact, image=rendered[key])
-
-
-def kept_as_they_are(examples: Sequence[Example], config: Config) -> int:
-    """Counts images that `Rendered` could not give their training size."""
-    return sum(
-        (segment.width, segment.height)
-        != prepare.training_size(segment, config, prepare.sharing(example))
-        for example in examples
-        for segment in example.segments
-        if segment.kind != "text"
-    )

@@ -316,14 +316,6 @@ class Generator:
         return [Image.fromarray(one) for one in pixels]
 
 
-def open_tokenizer(path: str, tokenizer: str = "") -> texts.Tokenizer:
-    """The tokenizer of a model, checked against it: the one named, or the one beside it."""
-    model, file = load.read_config(path), tokenizer or load.find_tokenizer(path)
-    if not file:
-        raise ValueError(f"{path}: no tokenizer.json beside this model; name one with --tokenizer")
-    return texts.load(file, model.tokens, model.llm.vocab_size)
-
-
 def run_config(meta: dict[str, Any], model) -> Config:
     """The experiment that a checkpoint's meta describes; defaults where it only has the model."""
     stored = meta.get("config", {})

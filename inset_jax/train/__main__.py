@@ -41,16 +41,7 @@ PREVIEW = "inset_jax.sample.preview:during_training"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    argv = sys.argv if argv is None else list(argv)
-    if any(argument.lstrip("-") in ("help", "h") for argument in argv[1:]):
-        print(help_text())
-        return 0
-    try:
-        return _train(argv)
-    except (ValueError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+    return overrides.status(argv, help_text, _train)
 
 
 def help_text() -> str:

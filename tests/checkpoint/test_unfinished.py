@@ -69,7 +69,6 @@ def refused_by_every_reader(target):
         load.load_any,
         load.read_config,
         load.locate,
-        load.find_tokenizer,
         store.steps,
         store.read_meta,
         store.Store,

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from inset_jax.core.config import edit
+from inset_jax.data import prepare
 from inset_jax.data.build import build_records
 from inset_jax.data.loader import Loader
 from inset_jax.data.record import open_records
-from inset_jax.data.rewrite import ONE_TO_ONE, Rendered, kept_as_they_are
+from inset_jax.data.rewrite import ONE_TO_ONE, Rendered
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,17 @@ def test_a_pack_of_rendered_records_is_the_same_to_the_bit(world, config, render
         jax.tree.map(np.testing.assert_array_equal, one.pack, other.pack)
         for ours, theirs in zip(one.pictures, other.pictures, strict=True):
             np.testing.assert_array_equal(ours.image, theirs.image)
+
+
+def kept_as_they_are(examples, config):
+    """Counts images that do not have their training size."""
+    return sum(
+        (segment.width, segment.height)
+        != prepare.training_size(segment, config, prepare.sharing(example))
+        for example in examples
+        for segment in example.segments
+        if segment.kind != "text"
+    )
 
 
 def test_only_what_the_rule_would_change_again_stays(world, config, rendered):
