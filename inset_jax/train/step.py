@@ -23,7 +23,6 @@ from inset_jax.model import flow, inset, layers
 from inset_jax.train import guard, optim
 
 Tree = dict[str, Any]
-TokenLoss = Callable[[Tree, Pack], tuple[jax.Array, jax.Array]]
 TIME_BUCKETS = 10  # equal parts of [0, 1] that the flow loss is reported by
 
 
@@ -74,23 +73,6 @@ class Report(NamedTuple):
 def weights(packs: Pack) -> Weights:
     """Sums the weights of all targets of all packs, whatever dimensions are in front."""
     return Weights(jnp.sum(packs.ce_weight), jnp.sum(packs.gen_weight))
-
-
-def token_losses(definition, config: Config) -> TokenLoss:
-    """Returns a function (params, packs [P, ...]) -> (cross entropy [P, C], flow error [P, G]).
-
-    Both float32 and unweighted. The flow error is the mean square over the channels of a token, of
-    the velocity or of the clean latent (`model.prediction`).
-    """
-
-    def losses(params: Tree, pack: Pack) -> tuple[jax.Array, jax.Array]:
-        model = inset.bind(definition, params)
-        decoded, _ = model(pack, config.loss.timestep_shift, config.compute)
-        prediction = model.predict(decoded.hidden["gen"])
-        target = flow.target(pack.gen_latent, pack.gen_noise, config.model.prediction)
-        return _entropy(params, decoded, pack, config), flow_loss(prediction, target)
-
-    return losses
 
 
 def _entropy(params: Tree, decoded, pack: Pack, config: Config) -> jax.Array:
