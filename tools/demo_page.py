@@ -30,7 +30,6 @@ LOOKED_INTO = 2  # of them, whose attention is shown
 ARTWORK = "assets/demo"
 MEASURED = pathlib.Path("assets/demo/table.json")  # of tools.judge, for the shipped weights
 OWN = ("kind", "folder", "step", "tools", "weights", "files", "time")  # not notes of people
-COLUMNS = ("identity", "sharp identity", "relation")
 BEFORE = "as written, before training on"
 
 
@@ -118,12 +117,13 @@ def measure(results: Results, scenes: Sequence) -> list[table.Row]:
 
 
 def figures_table(rows: Sequence[table.Row]) -> list[list[str]]:
-    return table.table(rows, _by_chance())
+    return table.table(rows, _by_chance(rows))
 
 
-def _by_chance() -> dict[str, float | None]:
+def _by_chance(rows: Sequence[table.Row]) -> dict[str, float | None]:
+    """What chance gives in the columns that were measured."""
     found = chance(len(artwork.load(ARTWORK).things["validation"]))
-    return {column: found[column] for column in COLUMNS}
+    return {name: found[name] for name in found if any(name in row.columns for row in rows)}
 
 
 def render(
@@ -178,7 +178,7 @@ def render(
             "in brackets 95% intervals. Each row draws the same sentences from the same noise and "
             "is compared with the sentence as written: if the pictures in the sentence did "
             "nothing, the rows would agree.",
-            html=demo_table.lines(figures, _by_chance()),
+            html=demo_table.lines(figures, _by_chance(figures)),
         ),
         page.Section("The run", facts=facts),
     ]
@@ -207,10 +207,8 @@ def _rows(results: Results) -> list[page.Row]:
     """The first sentences, each with drawing, target, a control and what was drawn before."""
     rows = []
     for number, sentence in enumerate(results.sentences[:SHOWN]):
-        shown = {
-            "drawn": results.drawings[AS_WRITTEN][number][0],
-            "target": sentence.target,
-        }
+        shown = {"source": sentence.source} if sentence.source is not None else {}
+        shown |= {"drawn": results.drawings[AS_WRITTEN][number][0], "target": sentence.target}
         for condition, caption in ((SWAPPED, "swapped"), (BEFORE, "before")):
             if condition in results.drawings:
                 shown[caption] = results.drawings[condition][number][0]

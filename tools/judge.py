@@ -3,9 +3,10 @@
     python -m tools.judge --checkpoint runs/demo --out table.json --seeds 3 --sentences 48
 
 Rows: 1 to 8 references, sentences that count, edits, second frames; for --controls also references
-of another sentence, swapped ones, none, and untrained weights. Columns, each with a 95% interval
-over sentences: inset_jax/engine/judge.py says what they mean. A row whose pictures are larger than
-the model can draw is left out, and said so.
+of another sentence, swapped ones (of several each place gets the next one's, which leaves the order
+of places that are no neighbours to chance), none, and untrained weights. Columns, each with a 95%
+interval over sentences: inset_jax/engine/judge.py says what they mean. A row whose pictures are
+larger than the model can draw is left out, and said so.
 """
 
 from __future__ import annotations

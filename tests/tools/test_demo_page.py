@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from inset_jax.core import page
-from inset_jax.engine import artwork, world, world_records
+from inset_jax.engine import artwork, exam, world, world_records
 from inset_jax.evaluate import held_out, table
 from inset_jax.sample.api import Generator
-from tools import demo_page
+from tools import demo_page, judging
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,20 @@ def test_page_shows_every_sentence_with_its_pictures_in_place(drawn, tmp_path, m
         assert re.sub(r"<img[^>]*>", "*", line) == expected
         assert article.count("<figure>") == 3
     assert "chance" in text and not np.any([f"{name}=" in text for name in ("onload", "onclick")])
+
+
+def test_edits_are_shown_with_their_source_and_judged_by_what_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_page, "_facts", lambda run: {})
+    scenes = exam.scenes(artwork.load(demo_page.ARTWORK), "editing", 4)
+    sentences = [judging.sentence(scene) for scene in scenes]
+    drawings = {held_out.AS_WRITTEN: [[sentence.source] for sentence in sentences]}
+    results = demo_page.Results(sentences, drawings, 0.25)
+    [row] = figures = demo_page.measure(results, scenes)
+    assert row.columns["attribute"].mean == 0.0
+    assert "attribute" in demo_page.figures_table(figures)[0]
+    text = demo_page.render(tmp_path, results, figures, {"everything": 9.0}, 0)
+    for article in re.findall(r"<article>.*?</article>", text):
+        assert re.findall("<figcaption>(.*?)<", article) == ["source", "drawn", "target"]
 
 
 def test_what_was_drawn_before_training_stands_beside_it(drawn, tmp_path, monkeypatch):
