@@ -13,7 +13,7 @@ from configs import tiny
 from inset_jax.checkpoint import autoencoder, differences, load, provenance
 from inset_jax.core import checks, overrides
 from inset_jax.core.config import SampleConfig, edit
-from inset_jax.data import text
+from inset_jax.data import prepare, text
 from inset_jax.data.text import make_small_tokenizer
 from inset_jax.engine import artwork, exam, world_records
 from inset_jax.evaluate import held_out, table
@@ -209,9 +209,12 @@ def test_training_is_asked_for_what_a_config_can_be(scratch, short, tmp_path, mo
     assert bool(config.run.init_from) != bool(scratch)
     assert len(config.data.train) == len(demo.parts_of(asked[0])) == len(config.data.weights or "1")
     words = text.load(demo.TOKENIZER, config.model.tokens, config.model.llm.vocab_size)
-    able, art = types.SimpleNamespace(config=config, tokenizer=words), artwork.load(demo.ARTWORK)
+    art, room = artwork.load(demo.ARTWORK), config.data.capacity
     for part in demo.parts_of(asked[0]):
         world = world_records.config_of(part.objects, part.kinds, part.world)
-        for scene in world_records.scenes(art, "train", demo.SEED, 40, world):
-            if scene.kind == "image-interleaved":
-                held_out.check(able, judging.sentence(scene))
+        for number, scene in enumerate(world_records.scenes(art, "train", demo.SEED, 100, world)):
+            example = world_records.to_example(scene, f"{number}")
+            items = prepare.outline(example, words, config)
+            takes = np.sum([prepare.segment_tokens(item) for item in items], axis=0)
+            assert (takes <= (room.und, room.gen, room.vit, room.cross_entropy)).all()
+            assert takes[:2].sum() <= config.data.max_example_tokens
