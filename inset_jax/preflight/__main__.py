@@ -81,13 +81,7 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
         raise ValueError("--slice=NAME is missing, for example --slice=v6e-256")
     slice_ = chips.parse(command.options["slice"])
     task = command.options["task"] or "train"
-    if task not in TASKS:
-        raise ValueError(f"--task={task}: expected {' or '.join(TASKS)}")
-    if task == "sample" and given - {"fast"}:
-        raise ValueError(f"--task=sample has no {' or '.join(sorted(given - {'fast'}))}")
-    is_int8 = command.options["weights_dtype"] == "int8"
-    if command.options["weights_dtype"] and not (is_int8 and task == "sample"):
-        raise ValueError("--weights_dtype is int8, with --task=sample, or not given")
+    _agree(task, command.options["weights_dtype"], given)
     config, flags = settings.fitted(command.config, command.preset, slice_)
     if "exact" in given and flags:
         raise ValueError(f"{slice_.name}: the run needs {' '.join(flags)}")
@@ -105,17 +99,35 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
     if task == "sample":
         from inset_jax.preflight import drawing
 
+        is_int8 = command.options["weights_dtype"] == "int8"
         return drawing.main(config, slice_, out, "fast" in given, limit, is_int8)
-    if "search" in given:
-        from inset_jax.preflight import search
+    from inset_jax.preflight import search
 
-        return search.main(config, slice_, out, limit)
     different = _shapes(config)
     status = 0
     for step, stage in different.items():
         folder = out / f"step-{step}" if len(different) > 1 else out
-        status |= _one(stage, slice_, folder, "fast" in given, limit, flags)
+        if "search" in given:
+            status |= search.main(stage, slice_, folder, limit)
+        else:
+            status |= _one(stage, slice_, folder, "fast" in given, limit, flags)
     return status
+
+
+def _agree(task: str, weights_dtype: str | None, given: set[str]) -> None:
+    """Refuses options that do not go together."""
+    if task not in TASKS:
+        raise ValueError(f"--task={task}: expected {' or '.join(TASKS)}")
+    flags = lambda names: " or ".join(f"--{name}" for name in sorted(names))
+    if task == "sample" and given - {"fast"}:
+        raise ValueError(f"--task=sample has no {flags(given - {'fast'})}")
+    if "table" in given and given & {"fast", "search"}:
+        raise ValueError(f"--table compiles nothing: leave out {flags(given & {'fast', 'search'})}")
+    if weights_dtype and (weights_dtype, task) != ("int8", "sample"):
+        raise ValueError(
+            f"--weights_dtype={weights_dtype} with --task={task}: expected int8, with "
+            "--task=sample, or neither"
+        )
 
 
 def _seconds(text: str | None) -> float:

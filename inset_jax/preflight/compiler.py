@@ -81,7 +81,7 @@ def run(
             env=environment(slice_, dump if fast else None),
         )
         try:
-            early = _wait(child, dump if fast else None, began + limit)
+            early = _wait(child, dump if fast else None, limit)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -113,12 +113,12 @@ def _root() -> str:
     return str(pathlib.Path(__file__).parents[2])
 
 
-def _wait(child: subprocess.Popen, dump: pathlib.Path | None, until: float) -> str:
+def _wait(child: subprocess.Popen, dump: pathlib.Path | None, limit: float) -> str:
     """Waits for the end, or for the scheduled program in `dump`; returns its text, or ""."""
-    size = -1
+    size, until = -1, time.perf_counter() + limit
     while child.poll() is None:
         if time.perf_counter() > until:
-            raise ValueError("the compile took too long and was ended: raise --limit")
+            raise ValueError(f"the compile was ended after --limit={limit:g} seconds: raise it")
         time.sleep(0.2)
         if dump is None:
             continue

@@ -73,9 +73,22 @@ def useless(config: Config) -> Iterator[str]:
         )
     if optimizer.name == "muon" and optimizer.weight_decay == 0:
         yield "optimizer.name='muon' with optimizer.weight_decay=0: Muon is meant to have a decay"
+    yield from _context(config)
     yield from _precision(config)
     yield from _losses(config)
     yield from _run(config)
+
+
+def _context(config: Config) -> Iterator[str]:
+    ways = config.mesh.context
+    for name in ("und", "gen", "vit"):
+        size = getattr(config.data.capacity, name)
+        if size % ways:
+            near = math.ceil(size / ways) * ways
+            yield (
+                f"mesh.context={ways} does not divide data.capacity.{name}={size}: each of them "
+                f"does the work of the whole stream; {near} would be split"
+            )
 
 
 def _precision(config: Config) -> Iterator[str]:
@@ -103,14 +116,14 @@ def _losses(config: Config) -> Iterator[str]:
 
 def _run(config: Config) -> Iterator[str]:
     run, data = config.run, config.data
-    if data.validation == () and run.validate_every <= run.steps:
+    if data.validation == () and 0 < run.validate_every <= run.steps:
         yield "run.validate_every has no effect: data.validation names no records"
     if not run.init_from:
         yield "run.init_from is empty: the run begins with random weights"
     drops = data.dropout
     if drops.segment_vae and not (drops.segment_vit or drops.segment_text or drops.example_text):
         yield "data.dropout drops clean latents alone: guidance has no branch that was trained"
-    if config.optimizer.accumulation > 1 and data.packs * config.optimizer.accumulation:
+    if config.optimizer.accumulation > 1:
         yield (
             f"optimizer.accumulation={config.optimizer.accumulation}: an update sees "
             f"{data.packs * config.optimizer.accumulation} packs"

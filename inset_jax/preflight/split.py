@@ -67,7 +67,7 @@ def text(config: Config, slice_: Slice) -> str:
 
 def _lines(config: Config, slice_: Slice) -> Iterator[str]:
     mesh = mesh_of(config, slice_)
-    yield f"{config.name} on {slice_.name}: {slice_.devices} devices"
+    yield f"{config.name} on {slice_.name}: {slice_.devices} devices; GiB of each"
     yield ""
     rules = [
         [name, " ".join(f"{axis}={mesh.shape[axis]}" for axis in axes) or "whole"]
@@ -88,5 +88,5 @@ def _lines(config: Config, slice_: Slice) -> Iterator[str]:
     ]
     sums = [sum(row.bytes[item] for row in found) for item in ITEMS]
     cells.append(["all", str(sum(r.arrays for r in found)), *map(gib, sums), gib(sum(sums))])
-    head = ["dimensions of arrays: axes", "arrays", *ITEMS.values(), "GiB a device"]
+    head = ["dimensions of arrays: axes", "arrays", *ITEMS.values(), "all"]
     yield from aligned([head, *cells])

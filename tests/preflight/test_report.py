@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -158,6 +160,27 @@ def test_every_shape_of_a_curriculum_is_compiled(tmp_path, monkeypatch):
     assert (tmp_path / "step-4" / "preflight.json").exists()
 
 
+def test_layouts_are_searched_for_every_shape_of_a_curriculum(tmp_path, monkeypatch):
+    asked = []
+    search_one = lambda config, slice_, out, limit: asked.append((config.data.capacity.und, out))
+    monkeypatch.setattr(search, "main", lambda *given: search_one(*given) or 0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    stages = "--config.data.stages=((4, 'capacity.und=256'),)"
+    argv = ["x", f"--config={CONFIG}", "--slice=v6e-4", f"--out={tmp_path}", stages, "--search"]
+    assert main(argv) == 0
+    assert asked == [(128, tmp_path / "step-0"), (256, tmp_path / "step-4")]
+
+
+def test_a_compile_that_takes_too_long_is_ended_with_the_limit(tmp_path):
+    sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with pytest.raises(ValueError, match=r"ended after --limit=0\.1 seconds"):
+            compiler._wait(sleeping, None, 0.1)
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+
+
 def test_packs_that_were_asked_for_and_do_not_fit_are_refused(capsys):
     argv = ["x", f"--config={CONFIG}", "--slice=v6e-4", "--config.data.packs=6"]
     assert main(argv) == 1
@@ -245,6 +268,13 @@ def test_moments_that_stand_still_and_sums_without_effect_are_named():
     usual = edit(config, compute__dtype="bfloat16", optimizer__beta2=0.95)
     told = "\n".join(settings.useless(usual))
     assert "gradient_sums" not in told and "moments_dtype" not in told
+
+
+def test_a_stream_that_the_context_axis_does_not_divide_is_named():
+    config = edit(inset_7b.experiment(), mesh__context=4, data__capacity__gen=1022)
+    (line,) = [line for line in settings.useless(config) if "mesh.context" in line]
+    assert "mesh.context=4 does not divide data.capacity.gen=1022" in line
+    assert "; 1024 would be split" in line
 
 
 def test_data_at_hand_say_how_the_capacities_fit_them(tmp_path):

@@ -112,8 +112,9 @@ def test_all_three_programs_must_be_known_to_fit(command, capsys, decoding, word
     ("flags", "words"),
     [
         (["--task=draw"], "--task=draw: expected train or sample"),
-        (["--task=sample", "--search"], "--task=sample has no search"),
-        (["--weights_dtype=int8"], "--weights_dtype is int8, with --task=sample"),
+        (["--task=sample", "--search"], "--task=sample has no --search"),
+        (["--weights_dtype=int8"], "--weights_dtype=int8 with --task=train: expected int8, with"),
+        (["--table", "--fast"], "--table compiles nothing: leave out --fast"),
     ],
 )
 def test_other_tasks_are_refused(flags, words, capsys):

@@ -49,9 +49,9 @@ def test_the_command_prints_rules_and_shares_and_compiles_nothing(capsys, tmp_pa
     argv = ["x", f"--config={config}", "--slice=v6e-4", f"--out={tmp_path}", "--table"]
     assert main(argv) == 0
     told = capsys.readouterr().out
-    assert "tiny on v6e:2x2: 4 devices" in told
+    assert "tiny on v6e:2x2: 4 devices; GiB of each" in told
     assert any(line.split() == ["embed", "fsdp=4"] for line in told.splitlines())
-    assert "layer, embed: fsdp, mlp" in told and "GiB a device" in told
+    assert "layer, embed: fsdp, mlp" in told
     assert not list(tmp_path.iterdir())
 
 
