@@ -141,22 +141,9 @@ def render(
       killed: the step after which training was killed; 0: it was not.
       extras: what `explore` returned.
     """
-    from inset_jax.train.metrics import spell
-
     curves = run / "curves.png"
     measured = [demo_table.section(MEASURED)] if MEASURED.exists() else []
-    facts = _facts(run)
-    if killed:
-        facts["killed and resumed"] = (
-            f"kill -9 after step {killed}; the same command went on from the last checkpoint"
-        )
-    if "training" in times:
-        facts["training, world included"] = spell(times["training"])
-        facts["whole demo"] = spell(times["everything"])
-    else:
-        facts["drawing and judging"] = spell(times["everything"])
-    facts["a picture"] = f"{results.seconds:.2f} s, several drawn together"
-    facts["machine"] = f"{os.cpu_count()} CPU cores"
+    facts = _facts(run) | _told(results, times, killed)
     has_before = BEFORE in results.drawings
     gallery = "".join(map(page.card, _rows(results)))
     sections = [
@@ -214,6 +201,25 @@ def _rows(results: Results) -> list[page.Row]:
                 shown[caption] = results.drawings[condition][number][0]
         rows.append(page.Row(sentence.pieces, shown))
     return rows
+
+
+def _told(results: Results, times: Mapping[str, float], killed: int) -> dict[str, str]:
+    """How a run was interrupted, and how long everything took; see `render`."""
+    from inset_jax.train.metrics import spell
+
+    facts = {}
+    if killed:
+        facts["killed and resumed"] = (
+            f"kill -9 after step {killed}; the same command went on from the last checkpoint"
+        )
+    if "training" in times:
+        facts["training, world included"] = spell(times["training"])
+        facts["whole demo"] = spell(times["everything"])
+    else:
+        facts["drawing and judging"] = spell(times["everything"])
+    facts["a picture"] = f"{results.seconds:.2f} s, several drawn together"
+    facts["machine"] = f"{os.cpu_count()} CPU cores"
+    return facts
 
 
 def _facts(run: pathlib.Path) -> dict[str, str]:
