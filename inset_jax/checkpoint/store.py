@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import inset_jax
-from inset_jax.checkpoint import differences, digest, errors, handlers, plain, unfinished
+from inset_jax.checkpoint import differences, digest, errors, handlers, kept, plain, unfinished
 from inset_jax.core import overrides, processes
 from inset_jax.core.config import ModelConfig
 
@@ -41,19 +41,26 @@ Tree = Any
 class Store:
     """The writer of one run's checkpoints. A context manager; every process of the run has one."""
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3, keep_best: bool = False):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        keep: int = 3,
+        keep_best: bool = False,
+        keep_every: int = 0,
+    ):
         """Opens or creates the folder and removes what interrupted saves have left.
 
         Args:
           directory: a local path or anything TensorStore writes to.
           keep: newest checkpoints that stay.
           keep_best: whether the one of the lowest held-out loss (HELD_OUT in its meta) stays too.
+          keep_every: steps of whose multiples all stay; 0: of none.
         """
         self.directory = epath.Path(directory)
         self._saving: tuple[int, tuple[str, ...]] | None = None  # step, its items
         self._broken: Exception | None = None  # of this process's part of the save in progress
         self._given_up = False  # a save of several processes has failed: none of them goes on
-        self._kept = _Kept(keep)
+        self._kept = kept.Kept(keep, keep_every)
         self._keep_best = keep_best
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
@@ -205,19 +212,6 @@ class Store:
         kind = processes.Shared if self._given_up and reason not in errors.TELLING else ValueError
         said = f"{self.directory}: step {step} could not be saved ({reason}); {intact}"
         raise kind(said) from error
-
-
-class _Kept:
-    """Which checkpoints stay; called by Orbax (its PreservationPolicy) before it removes others."""
-
-    def __init__(self, newest: int):
-        self.newest = newest
-        self.best: tuple[int, float] | None = None  # step, held-out loss
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        best = self.best[0] if self.best else None
-        first = len(checkpoints) - self.newest
-        return [n >= first or one.step == best for n, one in enumerate(checkpoints)]
 
 
 def steps(directory: str | os.PathLike) -> list[int]:

@@ -59,7 +59,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "optimizer", "accumulation"),
     (0, None, "loss", "cross_entropy_weight flow_weight"),
     (1e-6, None, "loss", "timestep_shift"),
-    (0, None, "run", "steps seed validate_every sample_every"),
+    (0, None, "run", "steps seed validate_every sample_every keep_every"),
     (1, None, "run", "log_every save_every keep validation_packs max_bad_steps spike_window"),
     (0, None, "run", "save_minutes spike watchdog_minutes"),
     (1, None, "run", "profile_steps"),
@@ -333,6 +333,12 @@ def _watching(config: Config) -> Iterator[str]:
         yield (
             f"run.spike={run.spike}: half of all gradient norms are above their median; give a "
             "number well above 1, or 0 for no guard"
+        )
+    if run.keep_every % run.save_every:
+        near = math.ceil(run.keep_every / run.save_every) * run.save_every
+        yield (
+            f"run.keep_every={run.keep_every} is no multiple of run.save_every={run.save_every}, "
+            f"and only what is saved can stay: make it {near}, or 0"
         )
     if run.keep_best and not (config.data.validation and run.validate_every):
         yield (

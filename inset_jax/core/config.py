@@ -240,6 +240,7 @@ class RunConfig:
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3  # newest checkpoints that stay
+    keep_every: int = 0  # steps of whose multiples checkpoints stay as well; 0: of none
     validate_every: int = 1000
     validation_packs: int = 8
     sample_every: int = 1000  # 0 draws no pictures during training

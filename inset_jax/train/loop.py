@@ -100,7 +100,7 @@ def run(
     if config.run.on_damaged_checkpoint == "previous":
         for line in damaged.set_aside(directory):
             print(line, flush=True)
-    kept = config.run.keep, config.run.keep_best
+    kept = config.run.keep, config.run.keep_best, config.run.keep_every
     with jax.set_mesh(mesh), store.Store(directory, *kept) as saver:
         if jax.process_index() == 0:
             tokenizer.keep(directory, config.data.tokenizer)

@@ -127,6 +127,14 @@ def test_the_newest_stay(tmp_path, state):
         store.latest(tmp_path, 1)
 
 
+def test_multiples_of_some_steps_stay_as_well(tmp_path, state):
+    small = {"params": state["params"]}
+    with store.Store(tmp_path, keep=1, keep_every=2) as writer:
+        for step in (1, 2, 3, 4, 5):
+            writer.save(step, small, META)
+    assert store.steps(tmp_path) == [2, 4, 5]
+
+
 def test_a_folder_without_checkpoints_says_so(tmp_path):
     assert store.steps(tmp_path / "nowhere") == []
     with pytest.raises(ValueError, match="nowhere: no complete checkpoint there"):

@@ -48,6 +48,10 @@ def test_defaults_pass():
         ({"optimizer__ema_decay": 1.5}, "config.optimizer.ema_decay: found 1.5"),
         ({"optimizer__peak_lr": float("nan")}, "config.optimizer.peak_lr: found nan"),
         ({"run__save_every": 0}, "config.run.save_every: found 0, expected at least 1"),
+        (
+            {"run__keep_every": 1500},
+            "run.save_every=1000, and only what is saved can stay: make it 2000",
+        ),
         ({"data__moments": "mine"}, "data.moments='mine': expected own, none, or the digest"),
         ({"data__max_side": 768}, "data.max_side=768: records would be smaller than data.vae_size"),
         ({"data__max_example_tokens": 99999}, "is more than a pack holds"),
