@@ -93,7 +93,10 @@ wait_active() {
 
 # Prints the command line of one host, quoted for its shell.
 remote() {
-    local line words=(sudo docker run --rm --privileged --net=host "--name=$NAME" -v /mnt/run:/mnt/run)
+    # --init: a process that is number 1 itself ignores SIGTERM until it has a handler of its own, and
+    # one that waits for the other hosts has none yet
+    local line words=(sudo docker run --rm --init "--stop-timeout=$GRACE" --privileged --net=host
+        "--name=$NAME" -v /mnt/run:/mnt/run)
     while IFS= read -r line; do words+=(-e "$line"); done < <(chip_environment)
     words+=("$IMAGE" "${COMMAND[@]}" --coordinator=auto)
     printf '{ %s; } || exit 1; sudo docker rm -f %q >/dev/null 2>&1; exec' "$SETUP" "$NAME"
@@ -149,17 +152,20 @@ fan_out() {
 
 # A host that never came keeps all others waiting for it: they are stopped, so that all begin again.
 leave() {
-    local node host
+    local node host stop stops=()
     if (($1 == 255)) && [[ "$(state)" == ACTIVE ]]; then
         say "$2, host $3: no ssh; the other hosts are stopped"
         for node in "${NODES[@]}"; do
             for ((host = 0; host < HOSTS; host++)); do
                 if [[ "$node-$host" != "$2-$3" ]]; then
                     gcloud compute tpus tpu-vm ssh "$node" "${WHERE[@]}" "--worker=$host" \
-                        "--command=sudo docker stop -t $GRACE $NAME" || true
+                        "--command=sudo docker stop -t $GRACE $NAME" &
+                    stops+=($!)
                 fi
             done
         done
+        # by number: without one, it would wait for the `tee` of its own log
+        for stop in ${stops[@]+"${stops[@]}"}; do wait "$stop" || true; done
     fi
     exit "$1"
 }

@@ -77,6 +77,8 @@ def test_queued_run_asks_for_machines_starts_every_host_and_gives_them_back(clou
         assert "python -m inset_jax.train --config=configs/inset_7b.py" in command
         assert "--config.run.steps=7 --coordinator=auto" in command
         assert "LIBTPU_INIT_ARGS=" in command
+        # SIGTERM ends it at any time, and it has time to save
+        assert "docker run --rm --init --stop-timeout=600" in command
         assert "JAX_COMPILATION_CACHE_DIR=/mnt/run/inset/compiled" in command
     assert having(calls, "queued-resources delete inset")
     assert calls[-1]["words"].startswith("gcloud compute tpus queued-resources delete")
