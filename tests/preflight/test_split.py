@@ -8,6 +8,7 @@ from configs import inset_7b, tiny
 from inset_jax.core.config import MeshConfig, edit
 from inset_jax.preflight import chips, split
 from inset_jax.preflight.__main__ import main
+from tests.train.conftest import CONFIG as SMALL
 
 GIB = 1 << 30
 
@@ -30,11 +31,11 @@ def test_moments_in_bfloat16_take_half_and_frozen_arrays_have_none():
     sums = lambda config: [
         sum(row.bytes[item] for row in held(config, "v6e-4")) for item in split.ITEMS
     ]
-    params, average, moments = sums(tiny.experiment())
-    less = sums(edit(tiny.experiment(), optimizer__moments_dtype="bfloat16"))
+    params, average, moments = sums(SMALL)
+    less = sums(edit(SMALL, optimizer__moments_dtype="bfloat16"))
     assert less[:2] == [params, average]
     assert less[2] == pytest.approx(moments / 2, abs=8)  # a count beside them
-    frozen = sums(edit(tiny.experiment(), optimizer__frozen=("llm/layers/und/*",)))
+    frozen = sums(edit(SMALL, optimizer__frozen=("llm/layers/und/*",)))
     assert frozen[0] == params and frozen[1] < average and frozen[2] < moments
 
 
