@@ -214,6 +214,7 @@ class OptimizerConfig:
     eps: float = 1e-15
     moments_dtype: str = "float32"  # of the state; "bfloat16" halves it
     weight_decay: float = 0.0
+    decay_follows_rate: bool = False  # the decay falls with the schedule as the rate does
     clip_norm: float = 1.0
     accumulation: int = 1  # steps whose gradients are summed before one update
     ema_decay: float = 0.9999

@@ -5,7 +5,9 @@ state and the average exist for the first part alone. The state is a plain neste
 
 Source of the defaults: BAGEL's trainer (AdamW, eps 1e-15, clip by global norm, average without
 warm-up). Muon: Keller Jordan et al.; its scale by sqrt(max(in, out)) x 0.2 after Liu et al., 2025
-(arXiv:2502.16982), which lets it share AdamW's learning rate.
+(arXiv:2502.16982), which lets it share AdamW's learning rate. A decay that follows the rate:
+Defazio, 2025 (arXiv:2506.02285, AdamC), here for all that decays. Noise keeps matrices at a size
+of about the root of rate / decay, so under a constant decay a falling rate shrinks them all.
 """
 
 from __future__ import annotations
@@ -125,11 +127,13 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
             moves = merge(moves, _scaled(turned))
             new_state["muon"] = kept(moments)
         learning_rate = jnp.asarray(rate(count), jnp.float32)
+        follows = config.decay_follows_rate and config.peak_lr
+        decay = config.weight_decay * (learning_rate / config.peak_lr if follows else 1.0)
 
         def step(path, p, u):
             beside = matrices and not is_block_matrix("/".join(key.key for key in path))
             own = learning_rate * config.adam_lr_ratio if beside else learning_rate
-            return p - own * u - (own * config.weight_decay * p if _decays(path) else 0)
+            return p - own * u - (own * decay * p if _decays(path) else 0)
 
         moved = jax.tree_util.tree_map_with_path(step, trained, moves)
         return moved, new_state, {"grad_norm": norm, "learning_rate": learning_rate}

@@ -106,6 +106,20 @@ def test_weight_decay_spares_norms():
     np.testing.assert_allclose(moved["llm"]["embed"]["table"], table * 0.95, rtol=1e-6)
 
 
+def test_weight_decay_falls_with_the_rate_where_that_is_asked_for():
+    config = replace(ADAMW, weight_decay=0.5, warmup_steps=0, schedule="cosine", final_lr_ratio=0.0)
+    trained, _ = optim.split(tree(0), ())
+    still = jax.tree.map(jnp.zeros_like, trained)
+    table = trained["llm"]["embed"]["table"]
+    for follows, falls in ((True, 0.853553), (False, 1.0)):
+        optimizer = optim.create(replace(config, decay_follows_rate=follows), 4)
+        state = {**optimizer.init(trained), "count": jnp.int32(1)}
+        moved, _, told = optimizer.update(still, state, trained)
+        np.testing.assert_allclose(told["learning_rate"], 0.0853553, rtol=1e-5)
+        kept = 1 - 0.0853553 * 0.5 * falls
+        np.testing.assert_allclose(moved["llm"]["embed"]["table"], table * kept, rtol=1e-6)
+
+
 def test_muon_orthogonalises_each_matrix_of_a_stack_and_leaves_the_rest_to_adamw():
     config = replace(ADAMW, name="muon", warmup_steps=0)
     trained, _ = optim.split(tree(0), ())
