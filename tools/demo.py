@@ -26,7 +26,8 @@ TOKENIZER = "assets/demo/weights/tokenizer.json"
 WEIGHTS = "assets/demo/weights"  # docs/demo.md says how they were trained
 CONFIG = "configs/demo.py"
 SEED = 0
-GOING_ON = {"peak_lr": 2e-3, "warmup_steps": 20}  # weights that are trained want small steps
+# what is trained wants small steps
+GOING_ON = {"peak_lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 20}
 STEPS = 200  # of going on
 
 
@@ -162,7 +163,8 @@ def encoder(config):
 def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str]:
     records = tuple(str(folder / part.folder / "records") for part in parts_of(options))
     steps = options.steps or (SCRATCH_STEPS if options.from_scratch else STEPS)
-    flags = {
+    flags = {f"config.data.{name}": value for name, value in SHORT_PACKS.items()}
+    flags |= {
         "workdir": folder / "run",
         "config.data.train": records,
         "config.data.validation": records[-1:],
@@ -176,7 +178,6 @@ def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str
         flags["config.data.weights"] = (1.0, 0.0)
         flags["config.data.stages"] = ((first, "weights=(0.1, 0.9)"),)
         flags["config.run.autoencoder"] = AUTOENCODER
-        flags |= {f"config.data.{name}": value for name, value in SHORT_PACKS.items()}
     else:
         flags["config.run.init_from"] = WEIGHTS
         flags |= {f"config.optimizer.{name}": value for name, value in GOING_ON.items()}
