@@ -52,7 +52,7 @@ FROM_SCRATCH = (
     Part("one", 12000, (1.0,), (1.0,), EASIER),
     Part("two", 20000, (0.1, 0.9), (1.0,), EASIER),
 )
-ONE_STEPS, SCRATCH_STEPS = 500, 1200  # updates with single objects, and in all
+ONE_STEPS, SCRATCH_STEPS = 400, 1400  # updates with single objects, and in all
 # One sentence a pack: attention costs the square of a pack.
 SHORT_PACKS = {
     "packs": 32,
