@@ -7,7 +7,7 @@ import pytest
 
 from inset_jax.core.batch import NULL_TEXT, Pack, Visibility
 from inset_jax.core.config import ComputeConfig, ModelConfig, edit
-from inset_jax.model import inset
+from inset_jax.model import inset, layers
 from inset_jax.model.decoder import REMAT
 
 TINY = edit(
@@ -120,25 +120,38 @@ def test_every_remat_policy_gives_the_same_gradient(tiny):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["reference", "whole", "chunked"])
-def test_remat_policy_attention_keeps_each_result_of_attention_once(tiny, attention):
+def kept_by_a_layer(tiny, policy: str, attention: str, in_float32: bool = False) -> int:
+    """Numbers that a layer keeps for its backward pass."""
     definition, params = tiny
     pack = random_pack(TINY, und=24, gen=16, vit=0)
+    compute = ComputeConfig(dtype="float32", remat=policy, attention=attention)
 
-    def kept(policy: str) -> int:
-        """Numbers a layer keeps for its backward pass."""
-        compute = ComputeConfig(dtype="float32", remat=policy, attention=attention)
-        bound = lambda p: inset.bind(definition, p)(pack, 1.0, compute)[0].hidden
-        loss = lambda p: sum(jnp.sum(jnp.sin(x)) for x in bound(p).values())
-        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
-        forward = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan")
-        outputs = forward.outvars[forward.params["num_carry"] :]
-        return sum(var.aval.size for var in outputs) // TINY.llm.layers
+    def loss(params):
+        model = inset.bind(definition, params)
+        if in_float32:
+            layers.sum_in_float32(model)
+        hidden = model(pack, 1.0, compute)[0].hidden
+        return sum(jnp.sum(jnp.sin(x)) for x in hidden.values())
 
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+    forward = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan")
+    outputs = forward.outvars[forward.params["num_carry"] :]
+    return sum(var.aval.size for var in outputs) // TINY.llm.layers
+
+
+@pytest.mark.parametrize("attention", ["reference", "whole", "chunked"])
+def test_remat_policy_attention_keeps_each_result_of_attention_once(tiny, attention):
+    kept = lambda policy: kept_by_a_layer(tiny, policy, attention)
     heads, width = TINY.llm.query_heads, TINY.llm.head_dim
     a_row = {"reference": 0, "whole": 2, "chunked": 1}[attention]  # numbers beside the result
     extra = 40 * heads * (width + a_row)
     assert kept("attention") - kept("full") == extra
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_gradients_summed_in_float32_keep_what_others_keep(tiny, policy):
+    usual, wide = (kept_by_a_layer(tiny, policy, "reference", flag) for flag in (False, True))
+    assert usual == wide
 
 
 def test_bfloat16_is_near_float32_and_what_leaves_is_float32(tiny):
