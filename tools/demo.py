@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     """The six parts, one after the other."""
+    from inset_jax.core import overrides
     from inset_jax.engine import world_records
     from inset_jax.evaluate import table
     from tools import demo_page
@@ -104,7 +105,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.from_scratch:
         print("nothing to draw with: the weights are random")
     else:
-        before = demo_page.draw_before(WEIGHTS, prompts)
+        before = demo_page.draw_before(WEIGHTS, prompts, overrides.load(CONFIG).sample)
     say(3, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
     run, command = folder / "run", train_command(folder, options)
     killed = run_until_checkpoint(command, run)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from inset_jax.core import page
+from inset_jax.core.config import SampleConfig, edit
 from inset_jax.engine import artwork
 from inset_jax.engine.judge import chance
 from inset_jax.evaluate import held_out, table
@@ -41,12 +42,20 @@ class Results(NamedTuple):
     seconds: float  # of a picture, several drawn together, after compilation
 
 
-def draw_before(weights: str, prompts: pathlib.Path) -> list[list[Image.Image]]:
-    """Draws all sentences of a file, as written, with weights that are to be trained on."""
+def draw_before(
+    weights: str, prompts: pathlib.Path, sampling: SampleConfig
+) -> list[list[Image.Image]]:
+    """Draws all sentences of a file, as written, with weights that are to be trained on.
+
+    Args:
+      sampling: of the run that trains them, so that only the weights differ from what it draws.
+    """
     from inset_jax.sample.api import Generator
 
+    generator = Generator.load(weights)
+    generator.config = edit(generator.config, sample=sampling)
     sentences, watch = held_out.read(prompts), Watch()
-    drawings = held_out.draw(Generator.load(weights), sentences, watch=watch)
+    drawings = held_out.draw(generator, sentences, watch=watch)
     print(f"{len(sentences)} pictures, {watch.seconds:.2f} s each in the fastest run", flush=True)
     return drawings
 
@@ -213,7 +222,7 @@ def _told(results: Results, times: Mapping[str, float], killed: int) -> dict[str
             f"kill -9 after step {killed}; the same command went on from the last checkpoint"
         )
     if "training" in times:
-        facts["training, world included"] = spell(times["training"])
+        facts["training, world and first drawings included"] = spell(times["training"])
         facts["whole demo"] = spell(times["everything"])
     else:
         facts["drawing and judging"] = spell(times["everything"])

@@ -2,12 +2,15 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import tiny
 from inset_jax.core import page
+from inset_jax.core.config import SampleConfig
 from inset_jax.engine import artwork, exam, world, world_records
 from inset_jax.evaluate import held_out, table
 from inset_jax.sample.api import Generator
@@ -76,12 +79,18 @@ def test_what_was_drawn_before_training_stands_beside_it(drawn, tmp_path, monkey
     scenes, results = drawn
     grey = results.drawings[held_out.SWAPPED]
     loaded, told = [], held_out.draw
-    monkeypatch.setattr(Generator, "load", lambda path: loaded.append(path) or path)
+
+    def load(path):
+        loaded.append(types.SimpleNamespace(path=path, config=tiny.experiment()))
+        return loaded[-1]
+
+    monkeypatch.setattr(Generator, "load", load)
     monkeypatch.setattr(held_out, "draw", lambda *_, watch: watch(3) or grey)
     monkeypatch.setattr(held_out, "read", lambda prompts: results.sentences)
-    earlier = demo_page.draw_before("shipped", tmp_path)
+    earlier = demo_page.draw_before("shipped", tmp_path, SampleConfig(beta=7.0))
     both = demo_page.draw(tmp_path, tmp_path, earlier)
-    assert loaded == ["shipped", str(tmp_path)] and 0 < both.seconds < 60
+    assert [one.path for one in loaded] == ["shipped", str(tmp_path)] and 0 < both.seconds < 60
+    assert loaded[0].config.sample == SampleConfig(beta=7.0)  # the run's
     assert list(both.drawings) == [demo_page.BEFORE, *held_out.CONDITIONS]
     monkeypatch.setattr(held_out, "draw", told)
     both = both._replace(drawings={**both.drawings, **results.drawings})
