@@ -73,6 +73,8 @@ def useless(config: Config) -> Iterator[str]:
         )
     if optimizer.name == "muon" and optimizer.weight_decay == 0:
         yield "optimizer.name='muon' with optimizer.weight_decay=0: Muon is meant to have a decay"
+    if optimizer.decay_follows_rate and optimizer.weight_decay == 0:
+        yield "optimizer.decay_follows_rate has no effect: optimizer.weight_decay is 0"
     yield from _context(config)
     yield from _precision(config)
     yield from _losses(config)

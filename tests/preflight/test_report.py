@@ -246,11 +246,13 @@ def test_settings_without_effect_are_named():
         compute__attention="chunked",
         compute__attention_block=(256, 256),
         optimizer__final_lr_ratio=0.5,
+        optimizer__decay_follows_rate=True,
         loss__flow_weight=0.0,
     )
     told = "\n".join(settings.useless(config))
     for words in ("attention_block=(256, 256) has no effect", "final_lr_ratio=0.5 has no effect",
-                  "flow_weight=0", "all logits exist at once"):  # fmt: skip
+                  "decay_follows_rate has no effect", "flow_weight=0",
+                  "all logits exist at once"):  # fmt: skip
         assert words in told
 
 

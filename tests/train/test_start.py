@@ -23,9 +23,13 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def random(config, mesh):
-    """A state whose averages differ from its parameters, and an autoencoder."""
+    """A state whose averages differ from its parameters, with moments, and an autoencoder."""
     begun = start.begin(config, mesh, pathlib.Path("none"))
-    return {**begun.state, "ema": jax.tree.map(lambda x: x + 1, begun.state["ema"])}, begun.vae
+    moved = {
+        "ema": jax.tree.map(lambda x: x + 1, begun.state["ema"]),
+        "opt_state": jax.tree.map(lambda x: (x + 1.001).astype(x.dtype), begun.state["opt_state"]),
+    }
+    return {**begun.state, **moved}, begun.vae
 
 
 @pytest.fixture
@@ -45,6 +49,15 @@ def test_run_goes_on_from_its_newest_checkpoint(config, mesh, random, old):
     equal(begun.state, {**random[0], "step": np.int32(3)})
     equal(begun.vae, random[1])
     assert "step 3" in begun.origin
+
+
+def test_moments_go_on_in_the_dtype_of_the_config(config, mesh, random, old):
+    less = edit(config, optimizer__moments_dtype="bfloat16")
+    found = start.begin(less, mesh, old / "checkpoints").state["opt_state"]
+    rounded = lambda x: x.astype("bfloat16") if x.ndim else x  # a count beside them
+    expected = jax.tree.map(rounded, random[0]["opt_state"])
+    equal(found, expected)
+    assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, expected)
 
 
 def test_checkpoint_of_another_model_is_refused(config, mesh, old):
