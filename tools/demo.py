@@ -53,7 +53,9 @@ FROM_SCRATCH = (
     Part("two", 20000, (0.1, 0.9), (1.0,), EASIER),
 )
 ONE_STEPS, SCRATCH_STEPS = 400, 1400  # updates with single objects, and in all
-# One sentence a pack: attention costs the square of a pack.
+# One sentence a pack, from scratch: attention costs the square of a pack. A run draws no longer
+# sentences than it was trained with, so what goes on from the shipped weights keeps the preset's
+# longest, in packs that are shared out as scenes of one and two objects need them.
 SHORT_PACKS = {
     "packs": 32,
     "max_example_tokens": 128,
@@ -61,6 +63,7 @@ SHORT_PACKS = {
     "capacity.cross_entropy": 32,
     "capacity.examples": 1,
 }
+WHOLE_PACKS = {"capacity.und": 168, "capacity.gen": 264, "capacity.examples": 6}
 # What a killed run leaves in shared memory Python clears up by itself, with warnings that look bad.
 QUIET = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}
 
@@ -165,8 +168,7 @@ def encoder(config):
 def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str]:
     records = tuple(str(folder / part.folder / "records") for part in parts_of(options))
     steps = options.steps or (SCRATCH_STEPS if options.from_scratch else STEPS)
-    flags = {f"config.data.{name}": value for name, value in SHORT_PACKS.items()}
-    flags |= {
+    flags = {
         "workdir": folder / "run",
         "config.data.train": records,
         "config.data.validation": records[-1:],
@@ -179,11 +181,12 @@ def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str
         first = max(ONE_STEPS * steps // SCRATCH_STEPS, 1)
         flags["config.data.weights"] = (1.0, 0.0)
         flags["config.data.stages"] = ((first, "weights=(0.1, 0.9)"),)
-        flags["config.optimizer.decay_follows_rate"] = True
         flags["config.run.autoencoder"] = AUTOENCODER
     else:
         flags["config.run.init_from"] = WEIGHTS
         flags |= {f"config.optimizer.{name}": value for name, value in GOING_ON.items()}
+    packs = SHORT_PACKS if options.from_scratch else WHOLE_PACKS
+    flags |= {f"config.data.{name}": value for name, value in packs.items()}
     if steps < STEPS:
         flags |= {"config.optimizer.warmup_steps": 1, "config.run.validation_packs": 1}
     command = [sys.executable, "-m", "inset_jax.train", f"--config={CONFIG}"]

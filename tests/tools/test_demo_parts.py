@@ -1,5 +1,6 @@
 """Parts of the demo's page that look into a model, drawn with a random one."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -170,6 +171,8 @@ def test_shipped_weights_are_those_of_the_preset_and_of_the_table():
     told = json.loads(demo_page.MEASURED.read_text())
     assert told["sha256"] == judging.weights_hash(load.load_any(demo.WEIGHTS).params)
     assert told["seeds"] == 3 and told["candidates"] == 64
+    sampling = dataclasses.asdict(overrides.load(demo.CONFIG).sample)
+    assert told["sampling"] == json.loads(json.dumps(sampling))
     drawn = {row.condition for row in table.from_json(told["rows"])}
     assert drawn == {*held_out.CONDITIONS, judging.UNTRAINED}
     assert told["world"]["version"] == world_records.VERSION and not told["world"]["changes"]
@@ -207,6 +210,8 @@ def test_training_is_asked_for_what_a_config_can_be(scratch, short, tmp_path, mo
     checks.check(config)
     assert config.run.steps == 8 or not short
     assert bool(config.run.init_from) != bool(scratch)
+    longest = overrides.load(demo.CONFIG).data.max_example_tokens  # for a reader's own sentences
+    assert scratch or config.data.max_example_tokens == longest
     assert len(config.data.train) == len(demo.parts_of(asked[0])) == len(config.data.weights or "1")
     words = text.load(demo.TOKENIZER, config.model.tokens, config.model.llm.vocab_size)
     art, room = artwork.load(demo.ARTWORK), config.data.capacity
