@@ -316,7 +316,7 @@ def _training(config: Config) -> Iterator[str]:
             f"run.init_from={run.init_from!r} brings an autoencoder: leave one empty"
         )
     yield from _watching(config)
-    if config.sample.interval[0] > config.sample.interval[1]:
+    if config.sample.interval[0] >= config.sample.interval[1]:
         yield f"sample.interval={config.sample.interval}: the first number is the lower end"
 
 

@@ -27,7 +27,7 @@ from inset_jax.data.batch import BatchMaker, Failure, Fault, HostBatch, Picture
 from inset_jax.data.course import Ahead, Course, open_course
 from inset_jax.data.layout import Item
 from inset_jax.data.plan import Plan
-from inset_jax.data.record import open_records, split_path
+from inset_jax.data.record import check_split, open_folder, open_records, split_path
 from inset_jax.data.watch import Notes, Watch
 
 __all__ = ["SPLITS", "Fault", "HostBatch", "Loader", "Picture"]
@@ -236,6 +236,18 @@ class Loader:
             data.workers, per_worker_buffer_size=max(data.prefetch, 1)
         )
         return batches.mp_prefetch(options, notes.begin)
+
+
+def check_folders(config: Config) -> None:
+    """Refuses what cannot be read, before weights are: held-out records are opened late in a run.
+
+    Raises:
+      ValueError: a folder of data.train or data.validation has no records, or not its split.
+    """
+    for split in SPLITS:
+        for place in getattr(config.data, split):
+            folder, named = split_path(place)
+            check_split(folder, named or split, open_folder(folder).info.splits)
 
 
 def course_of(config: Config, split: str, workers: int = 0) -> Course:

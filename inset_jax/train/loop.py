@@ -34,7 +34,7 @@ from inset_jax.core import checks, overrides, processes
 from inset_jax.core import mesh as meshes
 from inset_jax.core.config import Config, edit
 from inset_jax.data import pack as packing
-from inset_jax.data.loader import HostBatch, Loader
+from inset_jax.data.loader import HostBatch, Loader, check_folders
 from inset_jax.train import curves, faults, guard, metrics, optim, start, step
 from inset_jax.train.health import Health
 from inset_jax.train.held_out import HeldOut
@@ -94,6 +94,7 @@ def run(
     watch.phase("hosts", start.hosts())
     directory = workdir / load.CHECKPOINTS
     config = with_tokenizer(config, directory)
+    check_folders(config)
     mesh = meshes.build(config.mesh)
     start.check_mesh(config, mesh)
     watch.phase("mesh", "mesh " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))

@@ -45,6 +45,14 @@ def test_run_leaves_config_checkpoints_curves_and_pictures(straight, place):
     assert "left " in out
 
 
+def test_missing_held_out_records_are_refused_before_the_first_step(place):
+    nowhere = place / "nowhere"
+    status, out, err = finish(start(place, "blind", f"--config.data.validation={nowhere}"))
+    assert status == 1
+    assert f"error: {nowhere}: no records there" in err
+    assert "parameters train" not in out and not store.steps(place / "blind" / "checkpoints")
+
+
 def test_loss_falls_and_held_out_loss_is_reported_by_kind(straight):
     rows = metrics.read(straight[0])
     train = [r["loss"] for r in rows if r["phase"] == "train"]
