@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from inset_jax.core import processes
 from inset_jax.core.bar import Bar
-from inset_jax.core.config import Config, MeshConfig, SampleConfig
+from inset_jax.core.config import MeshConfig, SampleConfig
 
 TASKS = ("image", "edit", "text")
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells count it
 BATCH = 4  # prompts in one run, or as many as a mesh has packs if these are more
-LINE_KEYS = ("prompt", "source", "height", "width", "seed", "out")
+LINE_KEYS = dict(prompt=str, source=str, height=int, width=int, seed=int, out=str)
 DESCRIPTION = """\
 Draws a picture from a sentence with pictures in it, or answers it.
 
@@ -156,6 +156,8 @@ def run(args: argparse.Namespace, is_first: bool = True) -> None:
     outs = [_out_path(args, jobs, number) for number in range(len(jobs))]
     check_sizes(args.checkpoint, prompts)
     given = given_settings(args)
+    if is_first:
+        make_folders(jobs, outs)
     mesh = read_mesh(args.mesh)
 
     from inset_jax.sample.api import Generator, Options
@@ -191,13 +193,6 @@ def run(args: argparse.Namespace, is_first: bool = True) -> None:
                 _write_pictures(outs[row], result, jobs[row], args, generator.info)
 
 
-def preview(config: Config, params: dict[str, Any], step: int, folder: Path) -> list[Path]:
-    """Pictures during training, for `inset_jax.train`; see `sample.preview.during_training`."""
-    from inset_jax.sample.preview import during_training
-
-    return during_training(config, params, step, folder)
-
-
 def read_jobs(args: argparse.Namespace) -> list[Job]:
     """The prompts of a command line.
 
@@ -214,8 +209,9 @@ def read_jobs(args: argparse.Namespace) -> list[Job]:
         jobs = _read_lines(Path(args.prompts), shared)
     for job in jobs:
         if (job.source is not None) != (args.task == "edit"):
-            wants = "needs a source picture" if args.task == "edit" else "takes no source"
-            raise ValueError(f"{job.name}: --task {args.task} {wants}; --task edit changes one")
+            no = "takes no source; --task edit changes one"
+            wants = "needs a source picture (--source)" if args.task == "edit" else no
+            raise ValueError(f"{job.name}: --task {args.task} {wants}")
     return jobs
 
 
@@ -236,8 +232,8 @@ def _read_lines(file: Path, shared: dict[str, Any]) -> list[Job]:
         if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
             raise ValueError(f'{name}: expected an object with a text "prompt"')
         if unknown := sorted(set(values) - set(LINE_KEYS)):
-            raise ValueError(f"{name}: unknown {', '.join(unknown)}; there are {LINE_KEYS}")
-        for key, kind in (("height", int), ("width", int), ("seed", int), ("source", str)):
+            raise ValueError(f"{name}: unknown {', '.join(unknown)}; there are {[*LINE_KEYS]}")
+        for key, kind in LINE_KEYS.items():
             if key in values and type(values[key]) is not kind:
                 raise ValueError(f"{name}: {key} is {values[key]!r}, expected {kind.__name__}")
         values = {**shared, "out": None, **values}
@@ -332,11 +328,29 @@ def _out_path(args: argparse.Namespace, jobs: Sequence[Job], number: int) -> Pat
     return path
 
 
+def make_folders(jobs: Sequence[Job], outs: Sequence[Path | None]) -> None:
+    """Makes the folders of all results: what could not be written is refused before it is drawn.
+
+    Raises:
+      ValueError: a folder cannot be made, or two prompts would write the same file.
+    """
+    writers: dict[Path, str] = {}
+    for job, path in zip(jobs, outs):
+        if path is None:
+            continue
+        if path in writers:
+            raise ValueError(f"{job.name}: its result would replace {writers[path]}'s, {path}")
+        writers[path] = job.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{path}: its folder cannot be made: {error.strerror}") from error
+
+
 def _write_answer(path: Path | None, answer: str) -> None:
     if path is None:
         print(answer)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     _whole(path, lambda partial: partial.write_text(answer + "\n", encoding="utf-8"))
 
 
@@ -344,7 +358,6 @@ def _write_pictures(path: Path, drawn, job: Job, args: argparse.Namespace, info)
     """Writes one prompt's pictures as PNG with everything that made them."""
     from PIL.PngImagePlugin import PngInfo
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     for number, (picture, seed) in enumerate(zip(drawn.pictures, drawn.seeds)):
         settings = {
             "task": args.task,

@@ -124,6 +124,7 @@ def test_an_answer_is_printed_or_written(command, folder):
         (("--prompt", "a", "--source", "cat.png"), "--task image takes no source"),
         (("--prompt", "a", "--task", "edit"), "--task edit needs a source"),
         (("--prompt", "a", "--out", "a.jpg"), "a.jpg: pictures are written as PNG"),
+        (("--prompt", "a", "--out", "cat.png/a.png"), "cat.png/a.png: its folder cannot be made"),
         (("--prompt", "a", "--checkpoint", "."), "neither a complete checkpoint nor a BAGEL model"),
         (("--prompt", "a", "--tokenizer", ""), "no tokenizer.json beside this model"),
         (("--prompts", "none.jsonl"), "none.jsonl: cannot be read"),
@@ -144,6 +145,8 @@ def test_bad_input_is_refused_by_name(command, flags, message):
         ('["a"]', 'line 2: expected an object with a text "prompt"'),
         ('{"prompt": "a", "hight": 32}', "line 2: unknown hight"),
         ('{"prompt": "a", "height": "32"}', "line 2: height is '32', expected int"),
+        ('{"prompt": "a", "out": 5}', "line 2: out is 5, expected str"),
+        ('{"prompt": "a", "out": "0000.png"}', "line 2: its result would replace .*line 1's"),
         ('{"prompt": "a [img:dog.png]"}', "line 2: .*dog.png: no such image file"),
     ],
 )
