@@ -1,6 +1,6 @@
-"""Every command of the README runs.
+"""Every command of the README runs, and so does its Python.
 
-A block of commands carries a comment on the line above it:
+A block of either carries a comment on the line above it:
 
     <!-- ci -->               .ci/run runs these very lines
     <!-- test: A => B | ... -->   this test runs them, A replaced by B (shorter, smaller)
@@ -25,14 +25,19 @@ from inset_jax.checkpoint.bagel import config_from_bagel
 from inset_jax.data.text import make_small_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
-BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```bash\n(?P<lines>.*?)```", re.S)
+BLOCK = re.compile(
+    r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<kind>bash|python)\n(?P<lines>.*?)```", re.S
+)
 LINKED = ("assets", "configs", "inset_jax", "tests", "tools")
 
 
 def blocks() -> list[tuple[str, str]]:
-    found = [
-        (m["mark"] or "", m["lines"]) for m in BLOCK.finditer((ROOT / "README.md").read_text())
-    ]
+    found = []
+    for match in BLOCK.finditer((ROOT / "README.md").read_text()):
+        lines = match["lines"]
+        if match["kind"] == "python":
+            lines = f"python - <<'END'\n{lines}END\n"
+        found.append((match["mark"] or "", lines))
     assert found
     return found
 
