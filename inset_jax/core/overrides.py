@@ -18,6 +18,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from inset_jax.core import host
 from inset_jax.core.config import Config
 
 ROOT = "config"  # how a field is spelled on the command line: --config.optimizer.peak_lr
@@ -180,7 +181,8 @@ def status(
       argv: the command line, program name first; None: this process's.
 
     Returns:
-      the exit status: what `work` returns, 1 after an error of the user's or of a disk.
+      the exit status: what `work` returns, 1 after an error of the user's or of a disk, 130 after a
+      Ctrl-C that the work has not taken for itself.
     """
     argv = sys.argv if argv is None else list(argv)
     if any(argument.lstrip("-") in ("help", "h") for argument in argv[1:]):
@@ -192,6 +194,9 @@ def status(
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        return host.status(error)
 
 
 def _config_file(argv: Sequence[str]) -> tuple[str, list[str]]:

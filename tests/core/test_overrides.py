@@ -130,3 +130,11 @@ def test_variant_imports_its_parent_from_any_working_directory(tmp_path):
     )
     # PYTHONPATH holds the package as an installation would; configs/ is found beside the file
     assert done.stdout.strip() == "inset_7b", done.stderr
+
+
+def test_ctrl_c_before_the_work_listens_is_a_status_without_a_trace(capsys):
+    def work(argv):
+        raise KeyboardInterrupt
+
+    assert overrides.status(["train"], str, work) == 130
+    assert capsys.readouterr().err == "interrupted\n"
