@@ -158,6 +158,66 @@ def test_a_bad_line_is_refused_by_its_number(command, folder, line, message):
     assert status == 1 and re.search(message, err), err
 
 
+RED, GREEN = (200, 40, 40), (40, 160, 60)
+
+
+def awkward(name: str) -> Image.Image:
+    """A picture of 40 x 20 pixels, red on the left and green on the right, as people have them."""
+    plain = Image.new("RGB", (40, 20), RED)
+    plain.paste(GREEN, (20, 0, 40, 20))
+    if name == "transparent.png":
+        clear = plain.convert("RGBA")
+        clear.paste((0, 0, 0, 0), (20, 0, 40, 20))
+        return clear
+    modes = {"grey.png": "L", "cmyk.jpg": "CMYK", "palette.png": "P"}
+    return plain.convert(modes.get(name, "RGB"))
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("transparent.png", (255, 255, 255)),
+        ("palette.png", GREEN),
+        ("cmyk.jpg", GREEN),
+        ("grey.png", (113, 113, 113)),
+        ("turned.jpg", GREEN),
+        ("moving.gif", GREEN),
+        ("huge.png", GREEN),
+    ],
+)
+def test_peoples_own_pictures_are_read_as_they_see_them(tmp_path, name, right):
+    picture, options = awkward(name), {}
+    if name == "turned.jpg":  # the camera was held upright: the file lies on its side
+        picture, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    elif name == "moving.gif":
+        options = {"save_all": True, "append_images": [Image.new("RGB", (40, 20), "blue")]}
+    elif name == "huge.png":
+        picture = picture.resize((6000, 3000), Image.Resampling.NEAREST)
+    picture.save(tmp_path / name, **options)
+    job = generate.Job("--prompt", f"a [img:{name}]", str(tmp_path), None, None, None, 0, None)
+    _, read = generate.to_prompt(job).pieces
+    width, height = picture.size if name == "huge.png" else (40, 20)
+    assert (read.mode, read.size) == ("RGB", (width, height))
+    found = np.array(read.getpixel((width * 3 // 4, height // 2)), int)
+    assert np.abs(found - right).max() <= 12
+
+
+def test_a_single_pixel_is_a_picture_and_half_a_file_is_named(tmp_path):
+    Image.new("RGB", (1, 1), RED).save(tmp_path / "dot.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
+    job = generate.Job("--prompt", "a [img:dot.png]", str(tmp_path), None, None, None, 0, None)
+    assert generate.to_prompt(job).pieces[1].size == (1, 1)
+    with pytest.raises(ValueError, match=r"--prompt: .*half\.jpg: damaged image"):
+        generate.to_prompt(job._replace(prompt="a [img:half.jpg]"))
+    with pytest.raises(ValueError, match=r"--prompt: .*a folder: cannot be read as an image"):
+        (tmp_path / "a folder").mkdir()
+        generate.to_prompt(job._replace(prompt="a [img:a folder]"))
+
+
 @pytest.mark.slow
 def test_two_processes_draw_together_what_one_draws(command, folder):
     """Weights over both, a sentence on each pair of devices; the first one writes."""

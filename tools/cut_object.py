@@ -10,6 +10,7 @@ The object has to stand free, its ground reach the photograph's border; else nam
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 
 from tools import outcome
@@ -49,13 +50,24 @@ def _cut(options: argparse.Namespace) -> None:
 
     photograph = image.load(options.photograph)
     if options.box:
+        left, top, right, bottom = options.box
+        if right <= 0 or bottom <= 0 or left >= photograph.width or top >= photograph.height:
+            raise ValueError(
+                f"{options.photograph}: --box {left},{top},{right},{bottom} lies outside its "
+                f"{photograph.width}x{photograph.height} pixels"
+            )
         cut = cutting.Cut(cutting.square(options.box), None)
     else:
         try:
             cut = cutting.find(photograph)
         except ValueError as error:
             raise ValueError(f"{options.photograph}: {error} with --box") from error
-    cutting.crop(photograph, cut, options.side, options.ground).save(options.out)
+    made = cutting.crop(photograph, cut, options.side, options.ground)
+    try:
+        pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        made.save(options.out)
+    except (OSError, ValueError) as error:  # ValueError: no picture format has such a name
+        raise ValueError(f"{options.out}: cannot be written: {error}") from error
     left, top, right, bottom = cut.box
     print(f"{options.out}: pixels {left},{top} to {right},{bottom} of {options.photograph}")
 

@@ -1,8 +1,9 @@
 """Cuts one object out of a photograph, as a square picture for a sentence.
 
 The models see references as crops of single objects. What touches the photograph's border is taken
-for the ground: its colours are grouped, every pixel is compared with the groups, and the largest
-region that none of them explains is the object.
+for the ground: a mixture of normal distributions describes its colours, and the largest region that
+is unlikely under it is the object. Then object and ground are told apart by the colours of both,
+which outlines the object better. `python -m tools.own_pictures` measures it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ from PIL import Image
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 
-SIDE = 192  # pixels; the object is looked for in a copy of at most this size
+CROP = 128  # pixels a side of what is cut out
+SIDE = 128  # pixels; the object is looked for in a copy of at most this size
 BORDER = 0.04  # of a side: how wide the frame is that shows the ground
-COLOURS = 4  # groups of the ground's colours
+COLOURS = 4  # groups of the colours of an object, or of the border
+SAMPLES = 4000  # pixels that groups are made of
 LEAST_SPREAD = 6.0  # levels; a flat ground still has noise
-UNLIKE = 2.2  # spreads of the ground's colours from which on a pixel is something else
+SMOOTH = 1.0  # pixels of the copy over which likeness is averaged,
+MOST = 15.0  # each pixel at most so unlikely: nats beyond the border's median
+BORDERS = 0.95  # of the border's own pixels are taken for ground,
+UNLIKE = 1.5  # and what is less than so many nats less likely than those
+ROUNDS = 2  # of telling both apart by the colours of both,
+SURE = 5.0  # nats that one pixel says at most about it
+NEAR = 3  # pixels about the object that belong to neither
+GAP = 3  # pixels between two parts of one object
 SMALLEST, LARGEST = 0.005, 0.9  # share of a photograph that an object covers
 MARGIN = 0.06  # of the object's longer side, left around it
 
@@ -39,17 +49,21 @@ def find(photograph: Image.Image) -> Cut:
     photograph = photograph.convert("RGB")
     small = photograph.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    mask = _largest(_foreign(np.asarray(small, np.float64)))
+    mask = _object(np.asarray(small, np.float64))
     share = mask.mean()
     if not SMALLEST <= share <= LARGEST:
         raise ValueError(
             f"what differs from the border covers {share:.1%} of the photograph, an object "
             f"{SMALLEST:.1%} to {LARGEST:.0%}: name its box"
         )
-    whole = Image.fromarray(mask).resize(photograph.size, Image.Resampling.NEAREST)
-    mask = np.asarray(whole)
+    mask = np.asarray(Image.fromarray(mask).resize(photograph.size, Image.Resampling.NEAREST))
+    return Cut(square(bounds(mask)), mask)
+
+
+def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest box (left, top, right, bottom) around what is True in bool [height, width]."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return Cut(square((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)), mask)
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -60,7 +74,7 @@ def square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     return int(x), int(y), int(x + side), int(y + side)
 
 
-def crop(photograph: Image.Image, cut: Cut, side: int, ground: str = "") -> Image.Image:
+def crop(photograph: Image.Image, cut: Cut, side: int = CROP, ground: str = "") -> Image.Image:
     """Returns the object as a square picture.
 
     Args:
@@ -71,7 +85,8 @@ def crop(photograph: Image.Image, cut: Cut, side: int, ground: str = "") -> Imag
     photograph = photograph.convert("RGB")
     left, top, right, bottom = cut.box
     pixels = np.asarray(photograph)
-    beyond = ground or tuple(int(value) for value in _frame(pixels).mean(0).round())
+    border = pixels[_border(*pixels.shape[:2])]
+    beyond = ground or tuple(int(value) for value in border.mean(0).round())
     canvas = Image.new("RGB", (right - left, bottom - top), beyond)
     if ground:
         alpha = Image.fromarray((cut.mask * 255).astype(np.uint8))
@@ -81,36 +96,54 @@ def crop(photograph: Image.Image, cut: Cut, side: int, ground: str = "") -> Imag
     return canvas.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _foreign(pixels: np.ndarray) -> np.ndarray:
-    """Which pixels no group of the border's colours explains: bool [height, width]."""
-    frame = _frame(pixels)
-    groups = min(COLOURS, len(np.unique(frame, axis=0)))
-    centres, group = kmeans2(frame, groups, minit="++", seed=0)
-    smallest = np.full(pixels.shape[:2], np.inf)
-    for number, centre in enumerate(centres):
-        own = frame[group == number]
-        if not len(own):
-            continue
-        spread = max(np.sqrt(((own - centre) ** 2).sum(1).mean()), LEAST_SPREAD)
-        distance = np.sqrt(((pixels - centre) ** 2).sum(-1)) / spread
-        smallest = np.minimum(smallest, distance)
-    return ndimage.gaussian_filter(smallest, 1.0) > UNLIKE
+def _object(pixels: np.ndarray) -> np.ndarray:
+    """Where the object is: bool [height, width]."""
+    border = _border(*pixels.shape[:2])
+    surprise = _surprise(pixels, pixels[border], COLOURS)
+    surprise = np.minimum(surprise, np.median(surprise[border]) + MOST)
+    surprise = ndimage.gaussian_filter(surprise, SMOOTH)
+    mask = _largest(surprise > np.quantile(surprise[border], BORDERS) + UNLIKE)
+    for _ in range(ROUNDS):
+        ground = ~ndimage.binary_dilation(mask, iterations=NEAR)
+        if not mask.any() or not ground.any():
+            break
+        foreign = _surprise(pixels, pixels[ground], 2 * COLOURS)
+        foreign -= _surprise(pixels, pixels[mask], COLOURS)
+        mask = _largest(ndimage.gaussian_filter(np.clip(foreign, -SURE, SURE), SMOOTH) > 0)
+    return mask
+
+
+def _surprise(pixels: np.ndarray, known: np.ndarray, groups: int) -> np.ndarray:
+    """How unlikely pixels are in the mixture that describes known ones: nats, [height, width]."""
+    known = known[:: -(-len(known) // SAMPLES)]
+    groups = min(groups, len(np.unique(known, axis=0)))
+    _, group = kmeans2(known, groups, minit="++", seed=0)
+    likely = []
+    for number in np.unique(group):
+        own = known[group == number]
+        centre = own.mean(0)
+        spread = (own - centre).T @ (own - centre) / len(own) + LEAST_SPREAD**2 * np.eye(3)
+        off = pixels - centre
+        far = ((off @ np.linalg.inv(spread)) * off).sum(-1)
+        scale = np.log(len(own) / len(known)) - np.linalg.slogdet(spread)[1] / 2
+        likely.append(scale - far / 2)
+    return -np.logaddexp.reduce(likely, axis=0)
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest region, without holes."""
+    """The largest region, its parts joined across gaps, without holes."""
     mask = ndimage.binary_opening(mask, iterations=1)
-    labels, count = ndimage.label(mask)
+    joined = ndimage.binary_closing(np.pad(mask, GAP), iterations=GAP)[GAP:-GAP, GAP:-GAP]
+    labels, count = ndimage.label(joined)
     if not count:
         return mask
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     return ndimage.binary_fill_holes(labels == largest)
 
 
-def _frame(pixels: np.ndarray) -> np.ndarray:
-    """The pixels along the border: [pixel, 3]."""
-    height, width = pixels.shape[:2]
+def _border(height: int, width: int) -> np.ndarray:
+    """The pixels along the border: bool [height, width]."""
     wide = max(round(BORDER * min(height, width)), 1)
-    inside = np.zeros((height, width), bool)
-    inside[wide : height - wide, wide : width - wide] = True
-    return pixels[~inside].reshape(-1, 3).astype(np.float64)
+    border = np.ones((height, width), bool)
+    border[wide : height - wide, wide : width - wide] = False
+    return border

@@ -181,10 +181,10 @@ def _reference(artwork: Artwork, thing: Thing, stage: Stage) -> np.ndarray:
     x, y = (side // 2 + draws.whole(-slack, slack) for _ in range(2))
     most = config.reference_turn // TURN_STEP
     put(canvas, thing, Place(0, x, y, size, TURN_STEP * draws.whole(-most, most)))
-    return _lit(canvas, config.light, draws)
+    return lit(canvas, config.light, draws)
 
 
-def _lit(picture: np.ndarray, most: float, draws: Draws) -> np.ndarray:
+def lit(picture: np.ndarray, most: float, draws: Draws) -> np.ndarray:
     """Changes contrast, brightness and, by a third as much, the channels' balance."""
     gain = 1 + draws.between(-most, most)
     tint = [gain * (1 + draws.between(-most, most) / 3) for _ in range(3)]
