@@ -2,7 +2,7 @@
 
 cpu-step: a training step (forward and backward, float32) of the configuration in
 tests/golden/timing.json on the CPU at hand: visible work / (step time x rate of a matrix multiply
-measured in the same run); PyTorch BAGEL reaches about 0.60.
+measured in the same run); PyTorch BAGEL reached about 0.60 where that file was made.
 
 convert: weights of made-up numbers from BAGEL's format into a checkpoint and back: peak memory and
 its curve, rate beside copying, syncing and hashing one after the other. Bars: 3 GiB at any size,
