@@ -39,11 +39,15 @@ class Layout(NamedTuple):
     sentence: str  # with {0}, {1}, ... for pictures, {0s} where it is one of several, and {ground}
 
 
-class Said(NamedTuple):
-    """What scenes of one and two objects may say: a part of it makes an easier world."""
+WAYS = ("lines", "spots", "chain")  # in which scenes of three objects and more are said
 
-    relations: tuple[str, ...] = tuple(phrases.PAIRS)
-    phrasings: int = phrases.MOST_PHRASINGS  # of each relation the first so many
+
+class Said(NamedTuple):
+    """What scenes may say: a part of it makes an easier world."""
+
+    relations: tuple[str, ...] = tuple(phrases.PAIRS)  # of two
+    phrasings: int = phrases.MOST_PHRASINGS  # of one, of each relation, of spots: the first so many
+    ways: tuple[str, ...] = WAYS  # of three and more
 
 
 def alone(draws: Draws, phrasings: int = phrases.MOST_PHRASINGS) -> Layout:
@@ -80,12 +84,15 @@ def lines(shape: tuple[int, int], numbers: Sequence[Sequence[int]], upright: boo
     return Layout("columns" if upright else "rows", shape, centres, flat, sentence)
 
 
-def spots(shape: tuple[int, int], count: int, draws: Draws) -> Layout:
+def spots(
+    shape: tuple[int, int], count: int, draws: Draws, phrasings: int = phrases.MOST_PHRASINGS
+) -> Layout:
     """Corners, sides and the middle, each said by its name."""
     chosen = draws.order(all_spots(shape))[:count]
     centres = [centre_of(shape, spot) for spot in chosen]
     names = [phrases.spot_name(spot, draws) for spot in chosen]
-    return Layout("spots", shape, centres, list(range(count)), phrases.of_spots(names, draws))
+    sentence = phrases.of_spots(names, draws, phrasings)
+    return Layout("spots", shape, centres, list(range(count)), sentence)
 
 
 def all_spots(shape: tuple[int, int]) -> list[tuple[str, str]]:
@@ -167,7 +174,7 @@ def draw_layout(count: int, counted: bool, draws: Draws, said: Said | None = Non
 
     Args:
       counted: several of the objects are copies of one ("three [star] in a row").
-      said: of one object and of two; all of it by default.
+      said: what may be said; all of it by default. Spots, where only a chain may and it is too long.
 
     Raises:
       ValueError: no layout has so many objects.
@@ -184,10 +191,10 @@ def draw_layout(count: int, counted: bool, draws: Draws, said: Said | None = Non
         return alone(draws, said.phrasings)
     if count == 2:
         return _two(draws, said)
-    ways = ["lines", "spots"] + ["chain"] * (count <= phrases.LONGEST_CHAIN)
-    way = draws.pick(ways)
+    ways = [way for way in said.ways if way != "chain" or count <= phrases.LONGEST_CHAIN]
+    way = draws.pick(ways or ["spots"])
     if way == "chain":
         return chain(shape, count, draws)
     if way == "spots":
-        return spots(shape, count, draws)
+        return spots(shape, count, draws, said.phrasings)
     return _lines(shape, count, False, draws)

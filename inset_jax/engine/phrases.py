@@ -142,9 +142,9 @@ def spot_name(spot: tuple[str, str], draws: Draws) -> str:
     return draws.pick((f"in the {row} {column} corner", f"at the {row} {column}"))
 
 
-def of_spots(names: Sequence[str], draws: Draws) -> str:
-    """A sentence that says the spot of each object."""
-    if draws.chance(0.5):
+def of_spots(names: Sequence[str], draws: Draws, phrasings: int = MOST_PHRASINGS) -> str:
+    """A sentence that says the spot of each object: before it, and in other phrasings after it."""
+    if draws.chance(0.5) and phrasings > 1:
         said = [f"a {{{number}}} {name}" for number, name in enumerate(names)]
         return on_ground(listed(said), draws)
     return on_ground("; ".join(f"{name} a {{{n}}}" for n, name in enumerate(names)), draws)

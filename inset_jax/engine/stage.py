@@ -30,7 +30,8 @@ class WorldConfig:
     objects: tuple[float, ...] = (0.12, 0.28, 0.15, 0.13, 0.1, 0.09, 0.07, 0.06)  # how many: 1 to 8
     kinds: tuple[float, ...] = (0.78, 0.06, 0.08, 0.05, 0.03)  # of world.KINDS
     relations: tuple[str, ...] = tuple(phrases.PAIRS)  # of scenes of two, some of them
-    phrasings: int = phrases.MOST_PHRASINGS  # of one object and of each relation: so many, at most
+    ways: tuple[str, ...] = layouts.WAYS  # of scenes of more, some of them
+    phrasings: int = phrases.MOST_PHRASINGS  # of one object, each relation, spots: so many, at most
     reference: int = 32  # side of a reference picture,
     filled: tuple[float, float] = (0.76, 0.94)  # of it by the object's side,
     shifted: float = 1.0  # how much of the room that leaves its middle may be off
@@ -79,11 +80,12 @@ def check(config: WorldConfig) -> None:
         if not low <= pair[0] <= pair[1] <= high:  # nor is NaN
             first = ", the first not above the second" if pair is value else ""
             raise ValueError(f"{field.name}={_plain(value)}: expected {low} to {high}{first}")
-    known, found = list(phrases.PAIRS), config.relations
-    if not found or set(found) - set(known) or len(set(found)) < len(found):
-        raise ValueError(
-            f"relations={_plain(found)}: expected at least one of {_plain(known)}, none twice"
-        )
+    for name, known in (("relations", list(phrases.PAIRS)), ("ways", layouts.WAYS)):
+        found = getattr(config, name)
+        if not found or set(found) - set(known) or len(set(found)) < len(found):
+            raise ValueError(
+                f"{name}={_plain(found)}: expected at least one of {_plain(known)}, none twice"
+            )
     sides = [config.side, *(config.small_side, config.big_side) * (config.sizes > 0)]
     alone = [round(config.alone * side) for pair in sides for side in pair]
     if not 1 <= min(alone) <= max(alone) <= 2 * CELL:
@@ -179,7 +181,7 @@ class Stage:
 
     def lay_out(self, count: int, counted: bool = False, sized: bool = False) -> Change:
         """Draws a layout of `count` objects, the objects, their places and the ground."""
-        said = layouts.Said(self.config.relations, self.config.phrasings)
+        said = layouts.Said(self.config.relations, self.config.phrasings, self.config.ways)
         layout = layouts.draw_layout(count, counted, self.draws, said)
         return self.fill(layout, sized)
 

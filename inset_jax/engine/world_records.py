@@ -137,7 +137,7 @@ def _change(text: str) -> tuple[str, object]:
         if not isinstance(usual, tuple):
             return name, type(usual)(value)
         values = tuple(type(usual[0])(one) for one in value.split(","))
-        if name != "relations" and len(values) != len(usual):
+        if name not in ("relations", "ways") and len(values) != len(usual):
             raise ValueError(f"{len(values)} values")
     except ValueError as error:
         raise ValueError(f"{text!r}: expected a value like {name}={usual}") from error
