@@ -135,7 +135,8 @@ def in_scenes(artwork: Artwork, scenes: Sequence[Scene], seed: int) -> Kinds:
             hand = cutting.crop(whole, by_hand(photograph))
             pictures = whole if cut is None else cutting.crop(whole, cut), hand, whole
             references.append([np.asarray(picture) for picture in pictures])
-        for kind, own in zip(KINDS, zip(*references, strict=True), strict=True):
+        for at, kind in enumerate(KINDS):
+            own = tuple(pictures[at] for pictures in references)
             found.scenes[kind].append(scene._replace(references=own))
     return found
 

@@ -86,6 +86,12 @@ def test_scenes_get_their_objects_as_cuts_and_as_whole_photographs(art):
     )
 
 
+def test_a_scene_without_references_stays_as_it_is(art):
+    edits = exam.scenes(art, "editing", 12)
+    bare = [scene for scene in edits if not scene.references]
+    assert bare and photographs.in_scenes(art, bare[:1], SEED).scenes["cut out"] == bare[:1]
+
+
 def test_an_object_that_is_not_found_is_shown_by_its_whole_photograph(art, monkeypatch):
     def nothing(photograph):
         raise ValueError("nothing stands out")
