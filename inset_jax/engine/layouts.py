@@ -174,7 +174,7 @@ def draw_layout(count: int, counted: bool, draws: Draws, said: Said | None = Non
 
     Args:
       counted: several of the objects are copies of one ("three [star] in a row").
-      said: what may be said; all of it by default. Spots, where only a chain may and it is too long.
+      said: what may be said; all of it by default. Spots, where a chain alone may and is too long.
 
     Raises:
       ValueError: no layout has so many objects.

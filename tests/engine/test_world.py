@@ -371,6 +371,29 @@ def test_a_pair_may_stand_in_front_alone():
     assert {layouts.draw_layout(2, False, Draws(n), said).relation for n in range(20)} == {"front"}
 
 
+@pytest.mark.parametrize(("ways", "count", "expected"), [
+    (("lines",), 4, {"rows", "columns"}),
+    (("spots",), 6, {"spots"}),
+    (("chain",), 4, {"chain"}),
+    (("chain",), 8, {"spots"}),  # a chain has five objects at most
+    (("spots", "chain"), 3, {"spots", "chain"}),
+])  # fmt: skip
+def test_scenes_of_more_are_said_in_the_ways_that_are_asked_for(ways, count, expected):
+    said = layouts.Said(ways=ways)
+    drawn = [layouts.draw_layout(count, False, Draws(n), said) for n in range(20)]
+    assert {layout.relation for layout in drawn} == expected
+
+
+def test_in_one_phrasing_a_spot_is_said_before_its_object():
+    for number in range(20):
+        layout = layouts.draw_layout(4, False, Draws(number), layouts.Said((), 1, ("spots",)))
+        before, after = layout.sentence.lower().split("a {0}")
+        assert any(
+            word in before for word in ("top", "bottom", "middle", "left", "right", "centre")
+        )
+        assert after.startswith(";")
+
+
 @pytest.mark.slow
 def test_scenes_are_drawn_fast(art):
     """A bound in seconds; the real figures are in docs/lab_log.md."""

@@ -163,7 +163,7 @@ def test_a_change_of_the_world_has_its_field_s_type(text, found):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("phrasing=1", "NAME one of relations, phrasings"),
+        ("phrasing=1", "NAME one of relations, ways, phrasings"),
         ("kinds=1", "NAME one of"),
         ("phrasings=few", "a value like phrasings=5"),
         ("phrasings=0", "phrasings=0: expected 1 to "),
@@ -173,6 +173,7 @@ def test_a_change_of_the_world_has_its_field_s_type(text, found):
         ("big_side=29,65", "big_side=29,65: expected 1 to 64"),
         ("relations=left,beside", "at least one of left,right"),
         ("relations=left,left", "relations=left,left: expected at least one of left,right"),
+        ("ways=spots,circle", "ways=spots,circle: expected at least one of lines,spots,chain"),
         ("photographs=2", "photographs=2.0: expected 0 to 1"),
         ("turned=nan", "turned=nan: expected 0 to 1"),
         ("filled=2,3", "filled=2.0,3.0: expected 0.1 to 1, the first"),
@@ -204,5 +205,5 @@ def test_weights_that_are_none_are_refused(weights):
 
 
 def test_every_field_but_names_has_bounds_that_the_usual_world_keeps():
-    assert {*stage.BOUNDS, "relations"} == set(world_records.CHANGEABLE)
+    assert {*stage.BOUNDS, "relations", "ways"} == set(world_records.CHANGEABLE)
     stage.check(world_records.USUAL)
