@@ -84,8 +84,8 @@ def replay_vae(golden: Golden):
     }
     ours |= {f"act/{name}": to_nchw(value) for name, value in (seen | seen_back).items()}
     for name in stored:
-        if found := re.fullmatch(r"latent(\d+)", name):
-            ours[f"decoded{found[1]}"] = to_nchw(decode(to_nhwc(stored[name])))
+        if found := re.fullmatch(r"decoded(\d+)", name):
+            ours[name] = to_nchw(decode(to_nhwc(stored[f"latent{found[1]}"])))
     if "padded_images" in stored:
         padded, draws = to_nhwc(stored["padded_images"]), to_nhwc(stored["padded_noise"])
         ours["padded_latent"] = to_nchw(encode(padded, draws))

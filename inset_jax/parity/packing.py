@@ -11,7 +11,7 @@ from inset_jax.core import visibility
 from inset_jax.core.config import ModelConfig, TokenConfig, edit
 from inset_jax.data import layout as layouts
 from inset_jax.data.layout import GEN, Item, Layout
-from inset_jax.parity.report import Golden
+from inset_jax.parity.report import Arrays, Golden
 
 KINDS = {"text": "text", "vit_image": "vit", "vae_image": "clean"}
 DROPOUT_NAMES = {"text": "text", "vit": "vit_image", "vae": "vae_image"}
@@ -98,13 +98,17 @@ def replay_packing(golden: Golden):
     # the geometry that the file's conventions state: tables of 16 x 16, patches of 14 and 16 pixels
     sides = {"vit__side": 16, "connector_side": 16, "latents__max_side": 16}
     config = edit(ModelConfig(tokens=tokens), **sides)
-    stored, ours = {}, {}
+    ours = {}
+    # a JSON list may be ragged; as text it compares exactly and still takes part
+    whole = {name: _array(value) for name, value in golden.arrays.items() if name != "cases"}
+    stored = Arrays(whole, golden.arrays.read)
     for case, content in golden.arrays["cases"].items():
-        # a JSON list may be ragged; as text it compares exactly and still takes part
-        stored |= {
-            f"{case}/{name}": _array(value) for name, value in content.items() if name != "packed"
-        }
+        content = Arrays(content)
         result = _packed_case(content, config)
+        stored.read |= {f"{case}/{name}" for name in content.read}
+        for name, value in content.items():
+            if name != "packed":
+                stored[f"{case}/{name}"] = _array(value)
         for name, value in content["packed"].items():
             stored[f"{case}/packed/{name}"] = _array(value)
             ours[f"{case}/packed/{name}"] = _array(result[name]) if name in result else None

@@ -44,7 +44,21 @@ class Result(NamedTuple):
 
 
 class Arrays(dict):
-    """The arrays of a file by name; one that is missing is the file's fault."""
+    """The arrays of a file by name, and `read`, the names of those that were looked up.
+
+    One that is missing is the file's fault.
+    """
+
+    def __init__(self, arrays: Iterable = (), read: Iterable[str] = ()):
+        super().__init__(arrays)
+        self.read = set(read)
+
+    def __getitem__(self, name: str):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default=None):
+        return self[name] if name in self else default
 
     def __missing__(self, name: str):
         raise ValueError(f"the file has no array {name!r}")
@@ -54,7 +68,7 @@ class Golden(NamedTuple):
     """One golden file and where it lies."""
 
     path: Path
-    arrays: Mapping[str, np.ndarray]
+    arrays: Arrays
     weights: Path | None = None  # what is replayed with; None: the folder's own ckpt/
 
     @property
@@ -66,17 +80,22 @@ def compare(file: str, name: str, ours, reference) -> Result:
     """Compares one array under the bar of its role."""
     role = table.role_of(file, name)
     reference = np.asarray(reference)
-    if ours is None:
-        return Result(file, name, reference.shape, np.inf, 0.0, False, "not replayed")
+    if unlike := _unlike(ours, reference):
+        return Result(file, name, reference.shape, np.inf, 0.0, False, unlike)
     ours = np.asarray(ours)
-    if ours.shape != reference.shape:
-        return Result(file, name, reference.shape, np.inf, 0.0, False, f"shape {ours.shape}")
     if role == table.EXACT:
         equal = np.array_equal(ours, reference)
         wrong = 0 if equal else int(np.sum(ours != reference))
         return Result(file, name, reference.shape, float(wrong), 0.0, equal)
     bar, error = _distance(role, ours.astype(np.float64), reference.astype(np.float64))
     return Result(file, name, reference.shape, error, bar, error <= bar)
+
+
+def _unlike(ours, reference) -> str:
+    """Says why two arrays cannot be compared at all, "" where they can."""
+    if ours is None:
+        return "not replayed"
+    return f"shape {np.shape(ours)}" if np.shape(ours) != np.shape(reference) else ""
 
 
 def _distance(role: str, ours: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -94,16 +113,24 @@ def _distance(role: str, ours: np.ndarray, reference: np.ndarray) -> tuple[float
 
 
 def check(golden: Golden, ours: Mapping[str, np.ndarray]) -> Iterator[Result]:
-    """Compares every array of a file that is not an input; an unknown one is a failure."""
-    file = golden.path.name
+    """Compares every array of a file that is not an input.
+
+    An unknown one is a failure, and so is an input that the replay has not read.
+    """
+    file, read = golden.path.name, golden.arrays.read
     for name, reference in golden.arrays.items():
         try:
             role = table.role_of(file, name)
         except ValueError as error:
             yield Result(file, name, np.shape(reference), np.inf, 0.0, False, str(error))
             continue
-        if role != table.INPUT:
+        if role == table.INPUT and name not in read:
+            why = "an input that no comparison reads"
+            yield Result(file, name, np.shape(reference), np.inf, 0.0, False, why)
+        elif role in table.COMPARED:
             yield compare(file, name, ours.get(name), reference)
+        elif unlike := role == table.ROUNDING and _unlike(ours.get(name), reference):
+            yield Result(file, name, np.shape(reference), np.inf, 0.0, False, unlike)
 
 
 def load(path: Path) -> Golden:
@@ -125,8 +152,10 @@ def replay(golden: Golden) -> tuple[Golden, dict[str, np.ndarray]]:
     """Computes every compared array of a file from its inputs.
 
     Returns:
-      the file with its arrays by name (a JSON file is flattened) and our arrays by the same names.
+      the file with its arrays by name (a JSON file is flattened), of which those that were read are
+      noted, and our arrays by the same names.
     """
+    golden = golden._replace(arrays=Arrays(golden.arrays))
     module, function = REPLAYS[golden.path.name]
     module = importlib.import_module(f"inset_jax.parity.{module}")
     return getattr(module, function)(golden)

@@ -1,7 +1,8 @@
 """What each golden array is: an input of the replay, or something that has to come out of it.
 
 One row per name (a regular expression over the whole name) and file. An array that no row knows is
-an error: a new array has to be given a role before it can pass.
+an error: a new array has to be given a role before it can pass. So is an input that no replay has
+read, whatever its name: nothing was compared by it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-INPUT = "input"  # read by the replay, or words about the others
+INPUT = "input"  # read by the replay
+WORDS = "words"  # about the others: neither read nor compared
 EXACT = "exact"  # equal, shape and value
 FORWARD = "forward"  # relative L2 <= FORWARD_BAR
 GRADIENT = "gradient"  # relative L2 <= FORWARD_BAR, or at most ZERO_BAR where it is truly zero
 ZERO = "zero"  # mathematically zero: absolute value <= ZERO_BAR
 LEVEL = "level"  # uint8 picture: within one grey level
+ROUNDING = "rounding"  # made of rounding noise: ours by name and shape, whatever the values
+
+COMPARED = (EXACT, FORWARD, GRADIENT, ZERO, LEVEL)
 
 FORWARD_BAR = 1e-4
 ZERO_BAR = 1e-6
@@ -49,7 +54,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
         *_rows(FORWARD, r"pixels\d+/(output_chw|patchified)"),
     ),
     "packing.json": (
-        *_rows(INPUT, r"\w+/(plan|dropout|numpy_seed)"),
+        *_rows(WORDS, r"conventions"),
+        *_rows(INPUT, r"special", r"\w+/(plan|dropout|numpy_seed)"),
         *_rows(FORWARD, r"\w+/packed/(packed_timesteps|ce_loss_weights)"),
         *_rows(EXACT, r"\w+/packed/.*"),
     ),
@@ -87,7 +93,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
         *_rows(GRADIENT, r".*"),
     ),
     "train_steps.npz": (
-        *_rows(INPUT, r"noise", rf"(param|ema|param_l2)/{VIT_KEY_BIAS}"),
+        *_rows(INPUT, r"noise"),
+        *_rows(ROUNDING, rf"(param|ema|param_l2)/{VIT_KEY_BIAS}"),
         *_rows(FORWARD, r"lr_used", r"loss", r"ce", r"mse", r"grad_norm"),
         *_rows(FORWARD, r"(param|ema|param_l2)/.*"),
     ),
@@ -101,7 +108,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         *_rows(LEVEL, r"[^/]+/image_uint8"),
     ),
     "text_gen.npz": (
-        *_rows(INPUT, r"note"),
+        *_rows(WORDS, r"note"),
         *_rows(EXACT, r"[^/]+/(input_tokens|argmax)", r"[^/]+/start_\w+"),
         *_rows(FORWARD, r"[^/]+/(logits|last_hidden)"),
     ),

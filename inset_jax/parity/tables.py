@@ -12,7 +12,7 @@ from inset_jax.checkpoint import names
 from inset_jax.core.config import ModelConfig, SizeLimits
 from inset_jax.data import image as images
 from inset_jax.model import bridge, flow, inset, layers, vae
-from inset_jax.parity.report import Golden
+from inset_jax.parity.report import Arrays, Golden
 
 ROPE_THETA = 1e6  # of the stored rotation tables
 
@@ -73,8 +73,9 @@ def replay_transforms(golden: Golden):
             divide = int(divisor.removeprefix("img_num"))
             sizes = [images.resized_size(*wh, limits, divide) for wh in stored["input_wh"].tolist()]
             ours[name] = np.asarray(sizes)
-        elif leaf == "input_uint8_hwc":
-            ours |= _pixels(folder, stored)
+        elif leaf in ("output_chw", "patchified") or leaf.startswith("pos_"):
+            if name not in ours:  # all of a folder come together
+                ours |= _pixels(folder, stored)
         elif folder == "posids":
             mode, rows, columns, patch, side = re.fullmatch(
                 r"(\w+?)_h(\d+)_w(\d+)_p(\d+)_S(\d+)", leaf
@@ -85,9 +86,9 @@ def replay_transforms(golden: Golden):
                 int(side),
                 interpolate=mode == "interpolate",
             )
-        elif leaf == "input":
-            picture = images.to_rgb(Image.fromarray(stored[name]))
-            ours[f"{folder}/output"] = np.asarray(picture)
+        elif leaf == "output":
+            picture = images.to_rgb(Image.fromarray(stored[f"{folder}/input"]))
+            ours[name] = np.asarray(picture)
     return golden, ours
 
 
@@ -130,4 +131,4 @@ def replay_manifest(golden: Golden):
     stored = {name: np.asarray(entry["shape"]) for name, entry in golden.arrays.items()}
     # a tensor of ours that the file lacks has to fail too
     stored |= {name: np.asarray(0) for name in ours if name not in stored}
-    return golden._replace(arrays=stored), ours
+    return golden._replace(arrays=Arrays(stored)), ours
