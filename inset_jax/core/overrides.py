@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from inset_jax.core import host
 from inset_jax.core.config import Config
 
+FILE = "config.json"  # in a run's folder: what it was last started with
 ROOT = "config"  # how a field is spelled on the command line: --config.optimizer.peak_lr
 
 
@@ -89,24 +90,27 @@ def diff(config, preset, path: str = ROOT) -> list[str]:
     return lines
 
 
-def keep(config, path: pathlib.Path) -> list[str]:
-    """Saves the resolved config as JSON; returns what changed since a run was last started there.
+def since(path: pathlib.Path, config) -> list[str]:
+    """Returns what is other in a config than in the one that `keep` left, [] if it never did.
 
     Raises:
       ValueError: the file there is no config of this kind.
     """
-    changes: list[str] = []
-    if path.exists():
-        try:
-            before = from_dict(json.loads(path.read_text("utf-8")), type(config))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        changes = diff(config, before)
+    if not path.exists():
+        return []
+    try:
+        before = from_dict(json.loads(path.read_text("utf-8")), type(config))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return diff(config, before)
+
+
+def keep(config, path: pathlib.Path) -> None:
+    """Saves the resolved config as JSON: for a run that has begun, not for one that is refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps(to_dict(config), indent=1) + "\n", "utf-8")
     os.replace(beside, path)
-    return changes
 
 
 def describe(config: Config = Config()) -> list[str]:  # noqa: B008 (frozen)

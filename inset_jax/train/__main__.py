@@ -83,7 +83,7 @@ def _run(
     for line in changes:
         print(f"  {line}")
     if index == 0:
-        for line in overrides.keep(config, workdir / "config.json"):
+        for line in overrides.since(workdir / overrides.FILE, config):
             print(f"  since the last start of this run: {line}")
     _say_failures_once()
     from inset_jax.train import loop  # late: JAX takes a second to import

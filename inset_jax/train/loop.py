@@ -1,6 +1,6 @@
 """The training loop: batches in, checkpoints, metrics, held-out losses and pictures out.
 
-    <workdir>/config.json     the resolved config
+    <workdir>/config.json     the resolved config of the last start that came to a first step
     <workdir>/checkpoints/    parameters, averages, optimizer, data position (`checkpoint.store`)
     <workdir>/metrics.jsonl   and tensorboard/, curves.png
     <workdir>/previews/       pictures drawn on the way
@@ -92,7 +92,7 @@ def run(
         raise ValueError("data.train is empty: name the folders of records to train on")
     watch = watch or Stopwatch()
     watch.phase("hosts", start.hosts())
-    directory = workdir / load.CHECKPOINTS
+    directory, asked = workdir / load.CHECKPOINTS, config
     config = with_tokenizer(config, directory)
     check_folders(config)
     mesh = meshes.build(config.mesh)
@@ -105,7 +105,7 @@ def run(
     with jax.set_mesh(mesh), store.Store(directory, *kept) as saver:
         if jax.process_index() == 0:
             tokenizer.keep(directory, config.data.tokenizer)
-        return _Run(config, workdir, mesh, saver, (preview, watch)).go()
+        return _Run((config, asked), workdir, mesh, saver, (preview, watch)).go()
 
 
 def with_tokenizer(config: Config, directory: pathlib.Path) -> Config:
@@ -133,13 +133,15 @@ class _Run:
 
     def __init__(
         self,
-        config: Config,
+        configs: tuple[Config, Config],
         workdir: pathlib.Path,
         mesh: jax.sharding.Mesh,
         saver: store.Store,
         beside: tuple[Preview | None, Stopwatch],
     ):
-        self.config, self.workdir, self.mesh, self.saver = config, workdir, mesh, saver
+        """configs: the one to run by, and as it was asked for, without what was found beside."""
+        (config, self.asked), self.workdir, self.mesh, self.saver = configs, workdir, mesh, saver
+        self.config = config
         self.preview, self.watch = beside
         self.share = meshes.share(mesh, config.data.packs)
         self.training: Loader | None = None  # opened when the first step is made
@@ -247,6 +249,8 @@ class _Run:
             jax.block_until_ready(report)
             self.watch.lap("first")
             print(f"first step after {metrics.spell(self.watch.to_first_step())}", flush=True)
+            if jax.process_index() == 0:
+                overrides.keep(self.asked, self.workdir / overrides.FILE)
             self.journal.begin()
             self.health.beat(number)
         self.profiler.after(number, report)

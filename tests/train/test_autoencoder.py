@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from inset_jax.checkpoint import autoencoder as files
 from inset_jax.checkpoint import convert, store
+from inset_jax.core import overrides
 from inset_jax.core.config import (
     AutoencoderConfig,
     AutoencoderRunConfig,
@@ -108,6 +109,14 @@ def test_stopped_and_started_again_it_equals_the_straight_run(config, straight, 
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_config_stays_the_one_of_the_last_start_that_took_a_step(config, straight):
+    kept = (straight[1] / overrides.FILE).read_text()
+    assert overrides.from_dict(json.loads(kept), AutoencoderConfig) == config
+    with pytest.raises(ValueError, match="step 60"):
+        loop.run(edit(config, vae__channels=64, run__steps=STEPS + 1), straight[1])
+    assert (straight[1] / overrides.FILE).read_text() == kept
+
+
 def test_finished_run_says_so_and_writes_its_file_again(config, straight, capsys):
     outcome, folder = straight
     before = outcome.file.read_bytes()
@@ -198,7 +207,6 @@ def test_command_refuses_on_one_line_before_it_computes(tmp_path, capsys):
     assert "did you mean kl_weight?" in error("--config.loss.kl_wieght=1", workdir)
     assert "data.side=100 is not a multiple of 8" in error("--config.data.side=100", workdir)
     assert "data.train is empty" in error(workdir)
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert kept["name"] == "flux_vae"
+    assert not (tmp_path / "run").exists()
     assert command.main(["train", "--help"]) == 0
     assert "--config.loss.kl_weight=1e-06" in capsys.readouterr().out

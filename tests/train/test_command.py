@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from inset_jax.core import overrides
 from inset_jax.train import __main__ as command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,10 +84,17 @@ def test_refused_arguments_leave_no_folder(tmp_path):
     assert not work.exists()
 
 
-def test_second_start_says_what_changed(tmp_path, capsys):
-    flags = [f"--config={TINY}", f"--workdir={tmp_path}"]
-    command.main(["train", *flags])
-    command.main(["train", *flags, "--config.run.steps=9"])
-    told = capsys.readouterr().out
-    assert "since the last start of this run: config.run.steps: 8 -> 9" in told
-    assert "  config.run.steps: 8 -> 9" in told
+def test_second_start_says_what_changed_and_keeps_nothing_if_refused(tmp_path, capsys):
+    work = tmp_path / "run"
+    flags = [f"--config={TINY}", f"--workdir={work}"]
+    assert command.main(["train", *flags]) == 1  # there is no data
+    assert not (work / "config.json").exists()
+    overrides.keep(overrides.load(str(TINY)), work / "config.json")
+    before = (work / "config.json").read_text()
+    for _ in range(2):
+        capsys.readouterr()
+        assert command.main(["train", *flags, "--config.run.steps=9"]) == 1
+        told = capsys.readouterr().out
+        assert "since the last start of this run: config.run.steps: 8 -> 9" in told
+        assert "  config.run.steps: 8 -> 9" in told
+    assert (work / "config.json").read_text() == before

@@ -117,6 +117,24 @@ def test_bad_steps_are_skipped_named_and_never_in_a_checkpoint(straight, skippin
     assert counts == {5: 4, 10: 9, 15: 13, 16: 14}  # updates, of so many steps
 
 
+def test_config_stays_the_one_of_the_last_start_that_took_a_step(straight, skipping, monkeypatch):
+    kept = (straight / overrides.FILE).read_text()
+    planned = edit(skipping, run__profile_steps=(2, 3), run__keep=100)
+    assert overrides.from_dict(json.loads(kept)) == planned
+    other = edit(skipping, run__steps=STEPS + 1, model__llm__mlp_dim=28)
+    with pytest.raises(ValueError, match="mlp_dim is 24 there and 28 here"):
+        loop.run(other, straight)
+
+    def packs(self, batches):
+        raise ValueError("no such batch")
+
+    monkeypatch.setattr(loop._Run, "_packs", packs)
+    with pytest.raises(ValueError, match="no such batch"):
+        loop.run(edit(skipping, run__steps=STEPS + 1), straight)
+    loop.run(edit(skipping, run__log_every=3), straight)  # nothing to do
+    assert (straight / overrides.FILE).read_text() == kept
+
+
 def test_interrupted_run_equals_a_straight_one_to_the_bit(straight, place, skipping, capsys):
     folder = place / "interrupted"
     often = edit(skipping, run__save_minutes=1e-6, run__keep=100)

@@ -42,7 +42,7 @@ def _train(argv: Sequence[str]) -> int:
     print(f"config {command.source}" + ("" if changes else ", unchanged"))
     for line in changes:
         print(f"  {line}")
-    for line in overrides.keep(command.config, workdir / "config.json"):
+    for line in overrides.since(workdir / overrides.FILE, command.config):
         print(f"  since the last start of this run: {line}")
 
     from inset_jax.train.autoencoder import loop  # late: JAX takes a second to import

@@ -1,6 +1,6 @@
 """The loop that trains an autoencoder: cuts in, checkpoints, figures, pictures and a file out.
 
-    <workdir>/config.json       the resolved config
+    <workdir>/config.json       the resolved config of the last start that came to a first step
     <workdir>/checkpoints/      parameters, averages, optimizer, number of steps
     <workdir>/ae.safetensors    the averaged weights in BAGEL's format, as of the last checkpoint
     <workdir>/metrics.jsonl     and tensorboard/
@@ -55,20 +55,30 @@ def run(config: AutoencoderConfig, workdir: pathlib.Path) -> Outcome:
       ValueError: the data, the weights or the checkpoints are refused; the loss is not finite; a
         checkpoint cannot be written.
     """
+    asked = config
     # the loss knows no scale and shift: they are measured, for those who come after
     config = edit(config, vae__scale=1.0, vae__shift=0.0)
     crops = Crops(config.data, config.run.seed)
     mesh = meshes.build(config.mesh)
     host.keep_freed_memory()
     with jax.set_mesh(mesh), store.Store(workdir / "checkpoints", config.run.keep) as saver:
-        return _Run(config, workdir, crops, mesh, saver).go()
+        return _Run((config, asked), workdir, crops, mesh, saver).go()
 
 
 class _Run:
     """One run on one mesh."""
 
-    def __init__(self, config: AutoencoderConfig, workdir, crops: Crops, mesh, saver: store.Store):
-        self.config, self.workdir, self.crops, self.saver = config, workdir, crops, saver
+    def __init__(
+        self,
+        configs: tuple[AutoencoderConfig, ...],
+        workdir,
+        crops: Crops,
+        mesh,
+        saver: store.Store,
+    ):
+        """configs: the one to run by, and as it was asked for."""
+        (config, self.asked), self.workdir, self.crops, self.saver = configs, workdir, crops, saver
+        self.config = config
         self.everywhere = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
         pixels = (config.data.batch, config.data.side, config.data.side, 3)
         self.spread = meshes.sharding(mesh, ("pack", None, None, None), pixels)
@@ -152,6 +162,7 @@ class _Run:
             self.state, report = self.advance(self.state, jax.device_put(pixels, self.spread))
             if number == self.first + 1:
                 jax.block_until_ready(report)
+                overrides.keep(self.asked, self.workdir / overrides.FILE)
                 print(f"first step after {metrics.spell(time.monotonic() - began)} of compiling")
                 self.clock.restart(number)
             # the report of the step before is read while the device works on this one
