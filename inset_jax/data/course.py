@@ -1,7 +1,8 @@
 """The course of a run: which plan, and which pack of it, belongs to a step.
 
 One plan a stage of the curriculum (`core.stages`); without stages, one. Which stage a step is in,
-and where in its plan, follows from the number of the step alone.
+and where in its plan, follows from the number of the step alone; where a run has gone on with other
+packs a step, it follows from the pack that it went on with.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Leg(NamedTuple):
     batch: int  # the first that is in it
     config: Config
     plan: Plan
+    pack: int = 0  # of the plan, the first of that batch
 
 
 class Course:
@@ -40,9 +42,11 @@ class Course:
 
     def __init__(self, legs: Sequence[Leg]):
         self.legs = list(legs)
-        parts = [[leg.batch, leg.plan.hash] for leg in self.legs]
+        # stages begin at updates, however many batches one takes
+        starts = [leg.batch // leg.config.optimizer.accumulation for leg in self.legs]
+        parts = [[start, leg.plan.hash] for start, leg in zip(starts, self.legs, strict=True)]
         self.records_hash = columns.digest([index.source for index in self.legs[0].plan.indexes])
-        self.hash = columns.digest(parts)  # with the number of the batch, the state of a loader
+        self.hash = columns.digest(parts)  # with the number of the pack, the state of a loader
 
     def leg(self, batch: int) -> Leg:
         return max((leg for leg in self.legs if leg.batch <= batch), key=lambda leg: leg.batch)
@@ -50,7 +54,12 @@ class Course:
     def at(self, batch: int) -> tuple[Leg, int]:
         """Returns the leg of a batch and the number of its first pack there."""
         leg = self.leg(batch)
-        return leg, (batch - leg.batch) * leg.config.data.packs
+        return leg, leg.pack + (batch - leg.batch) * leg.config.data.packs
+
+    def go_on(self, batch: int, pack: int) -> None:
+        """Makes `pack` the first one of a batch, of those before which none is asked for again."""
+        leg = self.leg(batch)
+        self.legs[self.legs.index(leg)] = leg._replace(batch=batch, pack=pack)
 
 
 def open_course(

@@ -3,9 +3,10 @@
     records -> index -> plan -> items -> layout -> pack         (this room)
 
 The state of a loader is one integer, the step, beside the hash of its plan: batch n is a function
-of (config, records, n), with any number of workers and hosts. Grain reads ahead, in threads or
-worker processes; its own state is never used. A worker process that dies or hangs is started again;
-the record that does it to one a second time is a bad record.
+of (config, records, n), with any number of workers and hosts. A run that goes on with other packs a
+step has counted otherwise before; then the number of the next pack says where it is. Grain reads
+ahead, in threads or worker processes; its own state is never used. A worker process that dies or
+hangs is started again; the record that does it to one a second time is a bad record.
 """
 
 from __future__ import annotations
@@ -107,6 +108,19 @@ class Loader:
     def step(self, step: int) -> None:
         self.close()
         self._step = step
+
+    @property
+    def pack(self) -> int:
+        """The number of the next batch's first pack, over all hosts, in the plan of its stage.
+
+        Setting it goes there and leaves the step as it is.
+        """
+        return self._course.at(self._step)[1]
+
+    @pack.setter
+    def pack(self, number: int) -> None:
+        self.close()
+        self._course.go_on(self._step, number)
 
     def __len__(self) -> int:
         """Number of batches of one pass (validation)."""

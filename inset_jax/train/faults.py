@@ -1,4 +1,7 @@
-"""Records that a run could not use: their ids in a log, their number in the metrics."""
+"""Records that a run could not use: their ids in a log, their number in the metrics.
+
+And where a run that goes on finds its data: by the same plan, at the very next pack.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +66,24 @@ def check_plan(saved: dict, loader: Loader, on_bad_record: str) -> str:
             "them, or go on with data.on_bad_record=replace"
         )
     return f"{changed}: packs are planned anew from here"
+
+
+def go_on(saved: dict, loader: Loader) -> str:
+    """Takes a loader of the same plan to the pack at which the checkpoint left off.
+
+    That is where the steps of the run lead, unless some of them took more packs or fewer.
+
+    Args:
+      saved: the "data" of the checkpoint's meta; an early one has no pack.
+
+    Returns:
+      what to tell, "" for nothing.
+    """
+    counted, pack = loader.pack, saved.get("pack", loader.pack)
+    if pack == counted:
+        return ""
+    loader.pack = pack
+    return (
+        "data.packs or optimizer.accumulation has changed in this run: its data goes on with pack "
+        f"{pack} of the plan, where the checkpoint left off, and not with pack {counted}"
+    )

@@ -11,7 +11,8 @@
     <workdir>/run.json        when the run was first started (`goodput`)
 
 The state of the data is the number of steps: batch k belongs to step k, whatever happened before.
-So a run that was killed and started again goes on with the very same next batch.
+So a run that was killed and started again goes on with the very same next batch; with other packs a
+step or batches an update than before, with the very next pack, whose number the checkpoint has.
 
 Every process of a run goes through the same steps at the same time and writes its part of the
 checkpoints; files, curves and lines on the terminal are those of process 0.
@@ -257,13 +258,13 @@ class _Run:
         return report
 
     def _open(self, batch: int) -> Loader:
-        """Opens the training data, and says if the plan is not the one of the checkpoint."""
+        """Opens the training data, and says if plan or place are not as the checkpoint's steps."""
         loader = Loader(self.reading, "train", self.share.index, self.share.count, batch)
         self.training = loader
         if self.first:
             saved = store.read_meta(self.saver.directory, self.first)["data"]
             told = faults.check_plan(saved, loader, self.config.data.on_bad_record)
-            if told:
+            if told := told or faults.go_on(saved, loader):
                 print(f"step {self.first}: {told}", flush=True)
         return loader
 
@@ -330,6 +331,7 @@ class _Run:
             "config": overrides.to_dict(self.config),
             "data": {
                 "step": number * self.config.optimizer.accumulation,
+                "pack": self.training.pack,
                 "plan": self.training.hash,
                 "records": self.training.records_hash,
             },

@@ -60,6 +60,20 @@ def test_stages_count_updates_not_batches(curriculum):
     assert course.at(13) == (course.legs[1], 2)
 
 
+@pytest.mark.parametrize("batch", [2, 3, 6])
+def test_other_packs_a_batch_go_on_with_the_next_pack_and_stages_begin_as_before(curriculum, batch):
+    before = course_of(curriculum, "train")
+    number, pack = before.legs.index(before.leg(batch)), before.at(batch)[1]
+    after = course_of(edit(curriculum, data__packs=3, optimizer__accumulation=2), "train")
+    assert after.hash == before.hash
+    after.go_on(2 * batch, pack)
+    for more in range(2):
+        leg, found = after.at(2 * batch + more)
+        assert (after.legs.index(leg), found) == (number, pack + 3 * more)
+    for following in after.legs[number + 1 :]:
+        assert after.at(following.batch) == (following, 0)
+
+
 def test_the_hash_of_a_course_knows_its_stages(curriculum):
     plain = edit(curriculum, data__stages=())
     hashes = {course_of(c, "train").hash for c in (curriculum, plain)}

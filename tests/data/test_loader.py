@@ -56,6 +56,16 @@ def test_a_batch_holds_what_its_examples_say(straight, config):
     assert batch.pack.vit_patch.dtype == np.uint8
 
 
+def test_a_restart_with_other_packs_a_step_goes_on_with_the_next_pack(straight, config):
+    packs = [pack for batch in straight for pack in batch.examples]
+    loader = Loader(edit(config, data__packs=3), step=1)
+    assert loader.pack == 3
+    loader.pack = 2
+    first, second = take(loader, 2)
+    assert first.examples + second.examples == packs[2:8]
+    assert (first.step, loader.step, loader.pack) == (1, 3, 8)
+
+
 @pytest.mark.parametrize("prefetch", [0, 3])
 def test_a_restart_at_any_step_gives_the_same_batches(straight, config, prefetch):
     config = edit(config, data__prefetch=prefetch)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from inset_jax.data.loader import Fault
-from inset_jax.train.faults import FaultLog, check_plan
+from inset_jax.train.faults import FaultLog, check_plan, go_on
 
 BAD = Fault("x3", "damaged", "x5")
 
@@ -41,3 +41,12 @@ def test_a_plan_of_other_records_stops_the_run_or_is_told():
     with pytest.raises(ValueError, match=r"records or the tokenizer have changed .*=replace"):
         check_plan({"plan": "b", "records": "q"}, loader, "stop")
     assert "have changed" in check_plan({"plan": "b", "records": "q"}, loader, "replace")
+
+
+def test_data_goes_on_with_the_pack_of_the_checkpoint():
+    loader = SimpleNamespace(pack=6)
+    assert go_on({"step": 3}, loader) == ""  # saved before packs were counted
+    assert go_on({"step": 3, "pack": 6}, loader) == "" and loader.pack == 6
+    told = go_on({"step": 3, "pack": 4}, loader)
+    assert "optimizer.accumulation has changed" in told and "with pack 4" in told
+    assert loader.pack == 4

@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from inset_jax.checkpoint import damaged, store
 from inset_jax.core import overrides
 from inset_jax.core.config import edit
+from inset_jax.data.loader import Loader
 from inset_jax.train import guard, health, loop, metrics, profiling, start
 from tests.checkpoint.test_damaged import harm
 from tests.train.runs import TIMED, fill_weights, prepare
@@ -156,6 +157,29 @@ def test_interrupted_run_equals_a_straight_one_to_the_bit(straight, place, skipp
     # the best by held-out loss is still there beside the newest
     losses = {row["step"]: row["loss"] for row in rows(folder, ("validation",))}
     assert set(store.steps(folder / "checkpoints")) == {10, STEPS, min(losses, key=losses.get)}
+
+
+def test_data_goes_on_where_it_was_with_other_packs_an_update(place, skipping, capsys):
+    """Updates of one pack, of two, and of one again: no pack is repeated or left out."""
+    seen, original = [], loop._Run._packs
+
+    def packs(self, batches):
+        seen.extend(pack for batch in batches for pack in batch.examples)
+        return original(self, batches)
+
+    folder, loop._Run._packs = place / "other_packs", packs
+    skipping = edit(skipping, run__validate_every=0, run__keep_best=False)
+    try:
+        for last, each in ((2, 1), (4, 2), (5, 1)):
+            changed = edit(skipping, run__steps=last, optimizer__accumulation=each)
+            loop.run(changed, folder)
+            told = capsys.readouterr().out
+            assert ("has changed in this run: its data goes on with pack" in told) == (last > 2)
+    finally:
+        loop._Run._packs = original
+    loader = Loader(skipping)
+    assert seen == [pack for _ in range(7) for pack in next(loader).examples]
+    assert store.read_meta(folder / "checkpoints", 5)["data"]["pack"] == 7
 
 
 def test_run_of_a_damaged_checkpoint_goes_on_from_the_one_before(straight, skipping, capsys):
