@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from inset_jax.core.batch import NULL_TEXT, Pack, Visibility
-from inset_jax.core.config import ComputeConfig, ModelConfig, edit
+from inset_jax.core.config import ComputeConfig, Config, ModelConfig, edit
 from inset_jax.model import inset, layers
 from inset_jax.model.decoder import REMAT
+from inset_jax.train import step
 
 TINY = edit(
     ModelConfig(),
@@ -32,7 +33,7 @@ TINY = edit(
 COMPUTE = ComputeConfig(dtype="float32", remat="none", attention="reference")
 
 
-def pack_shapes(config: ModelConfig, und: int, gen: int, vit: int) -> Pack:
+def pack_shapes(config: ModelConfig, und: int, gen: int, vit: int, targets: int = 8) -> Pack:
     """One pack of these capacities as shapes."""
     shape = lambda size, dtype: jax.ShapeDtypeStruct((1, *size), dtype)
     ids = lambda *size: shape(size, jnp.int32)
@@ -46,7 +47,8 @@ def pack_shapes(config: ModelConfig, und: int, gen: int, vit: int) -> Pack:
         vit_patch=shape((vit, config.vit.patch_dim), jnp.uint8),
         vit_place=ids(vit),
         vit_visibility=seen(vit),
-        **{"ce_index": ids(8), "ce_label": ids(8), "ce_weight": numbers(8), "ce_example": ids(8)},
+        **{f"ce_{name}": ids(targets) for name in ("index", "label", "example")},
+        ce_weight=numbers(targets),
     )
 
 
@@ -78,23 +80,53 @@ def tiny():
     return definition, params
 
 
-def test_seven_billion_active_parameters_trace_and_lower_without_memory():
+@pytest.fixture
+def nothing_allocated():
+    """Arrays on the devices take no more memory after a test than before."""
+    held = lambda: sum(array.nbytes for array in jax.live_arrays())
+    before = held()
+    yield
+    assert held() - before < 1e6
+
+
+def test_seven_billion_active_parameters_trace_and_lower_without_memory(nothing_allocated):
     config, compute = ModelConfig(), ComputeConfig(attention="chunked")
     definition, shapes = inset.abstract(config)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 14_607_260_128
 
     def forward(params, pack):
-        decoded, _ = inset.bind(definition, params)(pack, 4.0, compute)
-        return decoded.hidden
+        model = inset.bind(definition, params)
+        decoded, _ = model(pack, 4.0, compute)
+        return decoded.hidden | {"latent": model.predict(decoded.hidden["gen"])}
 
     pack = pack_shapes(config, und=1024, gen=1024, vit=512)
-    hidden = jax.eval_shape(forward, shapes, pack)
-    assert {name: leaf.shape for name, leaf in hidden.items()} == {
+    ends = jax.eval_shape(forward, shapes, pack)
+    assert {name: leaf.shape for name, leaf in ends.items()} == {
         "und": (1, 1024, 3584),
         "gen": (1, 1024, 3584),
+        "latent": (1, 1024, 64),
     }
     text = jax.jit(forward).lower(shapes, pack).as_text()
     assert "28x3584x18944" in text  # the stacked layers enter whole and are scanned
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "clean"])
+def test_losses_of_the_seven_billion_trace_and_lower_without_memory(prediction, nothing_allocated):
+    """Through both heads: to the error of every latent and to the loss of every next token."""
+    targets, chunk, latents = 512, 128, 1024
+    model = edit(ModelConfig(), prediction=prediction)
+    compute = ComputeConfig(attention="chunked", flow_loss="plain", cross_entropy_chunk=chunk)
+    config = edit(Config(model=model, compute=compute), data__capacity__examples=4)
+    definition, shapes = inset.abstract(model)
+    pack = pack_shapes(model, und=1024, gen=latents, vit=512, targets=targets)
+    of = step.loss_function(definition, config)
+    loss = lambda params, pack: of(params, pack, step.weights(pack))
+    total, (losses, by_example, _) = jax.eval_shape(loss, shapes, pack)
+    assert {leaf.shape for leaf in (total, *losses)} == {()}
+    assert {leaf.shape for leaf in by_example} == {(1, 4)}
+    text = jax.jit(loss).lower(shapes, pack).as_text()
+    assert f"1x{latents}x64xf32" in text and f"{chunk}x152064xf32" in text
+    assert f"{targets}x152064" not in text  # the logits of a pack never exist at once
 
 
 def test_logical_axes_name_every_dimension_of_every_parameter():
