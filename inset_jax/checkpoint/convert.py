@@ -67,7 +67,8 @@ def load_bagel(
 
     Raises:
       ValueError: the folder's sizes are not the config's, in one sentence; and by name, with the
-        nearest candidate, every tensor that is missing, unexpected, misshapen or not finite.
+        nearest candidate, the tensors that are missing, unexpected, misshapen or not finite, of
+        many the first and how many more.
     """
     config = bagel.config_from_bagel(folder) if config is None else config
     wanted = shapes(config)
@@ -130,8 +131,8 @@ def check(
     """Compares the headers of a folder with a model; see `load_bagel` for what is raised."""
     found = {name: _linear_shape(name, source[name].shape) for name in source}
     expected = {name: names.source_shape(link, wanted[link.path]) for name, link in links.items()}
-    lines = differences.shapes(found, expected)
-    if not lines:
+    wrong = differences.by_kind(found, expected)
+    if not any(wrong.values()):
         return
     unlike = [
         f"{size.field} is {size.here} in the config and {there} in the weights"
@@ -139,7 +140,8 @@ def check(
         if (there := size.measure(found)) not in (None, size.here)
     ]
     first = f"{folder}: " + ("; ".join(unlike) or "the tensors are not those of the model")
-    wrong = differences.by_kind(found, expected)
+    listed = differences.FEW if unlike else differences.LISTED
+    lines = differences.shapes(found, expected, listed)
     raise errors.Unlike("\n".join([first, *lines]), wrong)
 
 

@@ -7,24 +7,27 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 LISTED = 20  # lines of one kind before "and N more"
+FEW = 3  # the same where a sentence has said already what is wrong with all of them
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def shapes(found: Shapes, expected: Shapes) -> list[str]:
+def shapes(found: Shapes, expected: Shapes, listed: int = LISTED) -> list[str]:
     """Returns one line a name that is missing, unexpected or misshapen, each with a hint.
 
-    A name that is missing on one side is paired with the most similar one that only the other side
-    has: a renamed tensor is then seen at a glance.
+    Of each kind `listed` names are given and the others counted. A name that is missing on one side
+    is paired with the most similar one that only the other side has: a renamed tensor is then seen
+    at a glance.
     """
     missing, extra, misshapen = by_kind(found, expected).values()
     return [
-        *_listed("missing", missing, lambda name: near(name, extra or list(found))),
-        *_listed("unexpected", extra, lambda name: near(name, missing or list(expected))),
+        *_listed("missing", missing, lambda name: near(name, extra or list(found)), listed),
+        *_listed("unexpected", extra, lambda name: near(name, missing or list(expected)), listed),
         *_listed(
             "misshapen",
             misshapen,
             lambda name: f" is {list(found[name])}, expected {list(expected[name])}",
+            listed,
         ),
     ]
 
@@ -54,9 +57,9 @@ def models(there, here, path: str = "") -> list[str]:
     return phrases
 
 
-def _listed(kind: str, names: Sequence[str], hint) -> list[str]:
-    lines = [f"  {kind}: {name}{hint(name)}" for name in names[:LISTED]]
-    rest = len(names) - LISTED
+def _listed(kind: str, names: Sequence[str], hint, listed: int) -> list[str]:
+    lines = [f"  {kind}: {name}{hint(name)}" for name in names[:listed]]
+    rest = len(names) - listed
     return [*lines, f"  {kind}: and {rest} more"] if rest > 0 else lines
 
 

@@ -86,6 +86,19 @@ def test_a_number_too_large_for_the_dtype_is_named(folder):
         convert.load_bagel(folder, dtype="float16")
 
 
+def test_a_model_of_other_sizes_is_a_sentence_a_few_tensors_and_a_count(folder, tiny):
+    config = edit(tiny[0], llm__mlp_dim=128, vit__layers=3)
+    with pytest.raises(ValueError) as error:
+        convert.load_bagel(folder, config)
+    sentence, *lines = str(error.value).splitlines()
+    assert "mlp_dim (intermediate_size) is 128 in the config and 96 in the weights" in sentence
+    # a layer of the ViT that is not there, and three kernels of both experts in both layers
+    assert [line.split(":")[0].strip() for line in lines] == ["missing"] * 4 + ["misshapen"] * 4
+    assert lines[3] == "  missing: and 13 more" and lines[7] == "  misshapen: and 9 more"
+    assert "is [64, 96], expected [64, 128]" in lines[4]
+    assert len(error.value.tensors["misshapen"]) == 12
+
+
 def test_sizes_that_disagree_are_said_first_in_one_sentence(folder, tiny):
     sizes = {  # field: here, there, how it is called
         "latents__max_side": (32, 16, "latents.max_side (max_latent_size)"),
