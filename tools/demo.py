@@ -41,8 +41,8 @@ class Part(NamedTuple):
     world: tuple[str, ...] = ()  # changes of engine.stage.WorldConfig, as in tools.draw_world
 
 
-# Weights that are trained go on in the whole world of one and two objects.
-WHOLE = (Part(".", 4000, (1.0, 1.0), (0.94, 0.0, 0.0, 0.03, 0.03)),)
+# Weights that are trained go on in the whole world of one to five objects.
+WHOLE = (Part(".", 4000, (0.5, 1.0, 1.0, 0.7, 0.7), (0.94, 0.0, 0.0, 0.03, 0.03)),)
 # From scratch an easier one, single objects first: what a picture shows is to be found before which
 # of two pictures is meant, each place is said by itself, and an object has the size it always has
 # (docs/demo.md).
@@ -55,7 +55,7 @@ FROM_SCRATCH = (
 ONE_STEPS, SCRATCH_STEPS = 400, 1400  # updates with single objects, and in all
 # One sentence a pack, from scratch: attention costs the square of a pack. A run draws no longer
 # sentences than it was trained with, so what goes on from the shipped weights keeps the preset's
-# longest, in packs that are shared out as scenes of one and two objects need them.
+# longest, in packs that are shared out as its scenes need them.
 SHORT_PACKS = {
     "packs": 32,
     "max_example_tokens": 128,
@@ -63,7 +63,7 @@ SHORT_PACKS = {
     "capacity.cross_entropy": 32,
     "capacity.examples": 1,
 }
-WHOLE_PACKS = {"capacity.und": 168, "capacity.gen": 264, "capacity.examples": 6}
+WHOLE_PACKS = {"capacity.und": 224, "capacity.gen": 240, "capacity.examples": 6}
 # What a killed run leaves in shared memory Python clears up by itself, with warnings that look bad.
 QUIET = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}
 
@@ -138,7 +138,7 @@ def say(number: int, what: str) -> None:
 
 
 def build_world(folder: pathlib.Path, part: Part, held_out: int) -> list:
-    """Writes records of some scenes; returns those to be drawn: held-out pairs."""
+    """Writes records of some scenes; returns those to be drawn: held-out ones of several objects."""
     from inset_jax.core import overrides
     from inset_jax.data import text
     from inset_jax.engine import artwork, world_records
@@ -153,8 +153,8 @@ def build_world(folder: pathlib.Path, part: Part, held_out: int) -> list:
     words = text.load(TOKENIZER, config.tokens, config.llm.vocab_size)
     world_records.write_world(folder, drawn, words, encoder(config))
     print(f"{part.scenes} training scenes, {len(drawn['validation'])} held out, in {folder}")
-    pairs = [s for s in drawn["validation"] if s.kind == "image-interleaved" and len(s.things) > 1]
-    return pairs[:held_out]
+    whole = [scene for scene in drawn["validation"] if scene.kind == "image-interleaved"]
+    return [scene for scene in whole if len(scene.things) > 1][:held_out]
 
 
 def encoder(config):
