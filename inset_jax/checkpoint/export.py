@@ -48,7 +48,8 @@ def export(
     run = pathlib.Path(source).name
     own = provenance.of_checkpoint(run, meta) | {"weights": loaded.info["weights"], **notes}
     config = _without_places(meta["config"])
-    kept = {"config": config, "provenance": [*meta.get("provenance", []), own]}
+    past = [entry | {"folder": _name(entry["folder"])} for entry in meta.get("provenance", [])]
+    kept = {"config": config, "provenance": [*past, own]}
     with store.Store(target, keep=1) as saver:
         saver.save(step, {load.PARAMS: loaded.params}, kept)
     if loaded.tokenizer is not None:
@@ -58,13 +59,16 @@ def export(
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config with the names of its files and folders in place of their paths."""
-    name = lambda path: pathlib.PurePath(path).name
     result = dict(config)
     for group, fields in PLACES.items():
         if group in result:
             own = dict(result[group])
             for field in fields:
                 value = own.get(field)
-                own[field] = [name(v) for v in value] if isinstance(value, list) else name(value)
+                own[field] = [_name(v) for v in value] if isinstance(value, list) else _name(value)
             result[group] = own
     return result
+
+
+def _name(path: str) -> str:
+    return pathlib.PurePath(path).name
