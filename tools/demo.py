@@ -138,7 +138,7 @@ def say(number: int, what: str) -> None:
 
 
 def build_world(folder: pathlib.Path, part: Part, held_out: int) -> list:
-    """Writes records of some scenes; returns those to be drawn: held-out ones of several objects."""
+    """Writes records of some scenes; returns held-out ones of several objects, to be drawn."""
     from inset_jax.core import overrides
     from inset_jax.data import text
     from inset_jax.engine import artwork, world_records
