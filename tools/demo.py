@@ -63,7 +63,7 @@ SHORT_PACKS = {
     "capacity.cross_entropy": 32,
     "capacity.examples": 1,
 }
-WHOLE_PACKS = {"capacity.und": 224, "capacity.gen": 240, "capacity.examples": 6}
+WHOLE_PACKS = {"capacity.und": 208, "capacity.gen": 256, "capacity.examples": 6}
 # What a killed run leaves in shared memory Python clears up by itself, with warnings that look bad.
 QUIET = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}
 
