@@ -39,10 +39,8 @@ def items_of(name: str, stored, sampler: Sampler) -> tuple[Item, ...]:
             noise = stored[f"{prefix}{encoded}"][0].transpose(1, 2, 0)
             items.append(trace.clean_item(sampler, pixels, noise))
             encoded += 1
-        else:
-            stored.get(
-                entry.get("vae")
-            )  # listed and left out: the context sees the ViT's copy alone
+        elif "vae" in entry:
+            stored.get(entry["vae"])  # listed and left out: the context sees the ViT's copy alone
         if "vit" in entry:
             items.append(Item("vit", image=stored[entry["vit"]].transpose(1, 2, 0)))
     if encoded < (noises := sum(other.startswith(prefix) for other in stored)):
