@@ -82,6 +82,7 @@ def test_defaults_pass():
         ({"model__llm__rope_theta": 0.0}, "config.model.llm.rope_theta: found 0.0"),
         ({"model__vae__scale": 0.0}, "config.model.vae.scale: found 0.0"),
         ({"sample__interval": (0.9, 0.1)}, "the first number is the lower end"),
+        ({"sample__interval": (0.5, 0.5)}, "the first number is the lower end"),
     ],
 )
 def test_contradiction_says_what_to_do(changes, message):
