@@ -48,7 +48,10 @@ def export(
     run = pathlib.Path(source).name
     own = provenance.of_checkpoint(run, meta) | {"weights": loaded.info["weights"], **notes}
     config = _without_places(meta["config"])
-    past = [entry | {"folder": _name(entry["folder"])} for entry in meta.get("provenance", [])]
+    past = [  # weights that were made anew had no folder
+        {name: _name(value) if name == "folder" else value for name, value in entry.items()}
+        for entry in meta.get("provenance", [])
+    ]
     kept = {"config": config, "provenance": [*past, own]}
     with store.Store(target, keep=1) as saver:
         saver.save(step, {load.PARAMS: loaded.params}, kept)

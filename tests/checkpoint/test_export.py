@@ -19,6 +19,7 @@ TINY = edit(
     data__tokenizer="/somewhere/words.json",
     run__autoencoder="/somewhere/ae.safetensors",
 )
+MADE = {"kind": "init", "seed": 0}  # by the conversion command, out of no folder
 BEFORE = {"kind": "checkpoint", "folder": "/somewhere/earlier", "step": 3}
 
 
@@ -31,7 +32,7 @@ def run(tmp_path):
     average = jax.tree.map(lambda x: x + 1, model)
     state = {"params": {"model": model, "vae": coder}, "ema": {"model": average}}
     with store.Store(tmp_path / "run" / "checkpoints") as saver:
-        saver.save(7, state, {"config": overrides.to_dict(config), "provenance": [BEFORE]})
+        saver.save(7, state, {"config": overrides.to_dict(config), "provenance": [MADE, BEFORE]})
     (tmp_path / "run" / "checkpoints" / "tokenizer.json").write_text("{}")
     return tmp_path / "run", average
 
@@ -56,10 +57,10 @@ def test_its_past_is_told_without_the_places_it_lay_at(run, tmp_path):
     source, _ = run
     export(source, tmp_path / "out", {"cost": "little"})
     meta = store.read_meta(tmp_path / "out")
-    assert meta["provenance"][0] == BEFORE | {"folder": "earlier"}
+    assert meta["provenance"][:2] == [MADE, BEFORE | {"folder": "earlier"}]
     assert (
-        meta["provenance"][1] | {"folder": "run", "step": 7, "cost": "little"}
-        == (meta["provenance"][1])
+        meta["provenance"][2] | {"folder": "run", "step": 7, "cost": "little"}
+        == (meta["provenance"][2])
     )
     assert "somewhere" not in json.dumps(meta) and str(tmp_path) not in json.dumps(meta)
     assert meta["config"]["data"]["train"] == ["records"]
