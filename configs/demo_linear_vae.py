@@ -1,6 +1,6 @@
 """The demo's autoencoder: 8 x 8 pixels to 32 numbers and back, by a matrix each way.
 
-All numbers are our own. Expected figure: 28.7 dB on held-out scenes; the convolutional
+All numbers are our own. Expected figure: 28.5 dB on held-out scenes; the convolutional
 autoencoder of configs/demo_vae.py reached 25.8 dB, on an earlier world, in 38 minutes. Hardware:
 one core, half a minute.
 Commands:
