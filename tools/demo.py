@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 # Weights that are trained go on in the whole world of one to five objects.
-WHOLE = (Part(".", 4000, (0.5, 1.0, 1.0, 0.7, 0.7), (0.94, 0.0, 0.0, 0.03, 0.03)),)
+WHOLE = (Part(".", 4000, (0.5, 1.0, 1.0, 0.5, 0.5), (0.94, 0.0, 0.0, 0.03, 0.03)),)
 # From scratch an easier one, single objects first: what a picture shows is to be found before which
 # of two pictures is meant, each place is said by itself, and an object has the size it always has
 # (docs/demo.md).
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--scenes", type=int, default=0, help="training scenes of a kind; 0: enough"
     )
-    parser.add_argument("--held-out", type=int, default=48, help="sentences to draw")
+    parser.add_argument("--held-out", type=int, default=36, help="sentences to draw")
     parser.add_argument("--steps", type=int, default=0, help="updates; 0: some minutes")
     options = parser.parse_args(arguments)
     if options.held_out < 2:
