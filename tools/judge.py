@@ -31,10 +31,21 @@ def main(arguments: list[str] | None = None) -> int:
     flag = parser.add_argument
     flag("--checkpoint", required=True, help="folder of a run or of one checkpoint")
     flag("--out", type=pathlib.Path, required=True, help="JSON file")
-    flag("--seeds", type=int, default=3, help="drawings of each sentence (%(default)s)")
-    flag("--sentences", type=int, default=48, help="of each row (%(default)s)")
     flag("--rows", help="names between commas, such as: 2 references,editing (all)")
     flag("--controls", default=",".join(CONTROLS), help="rows drawn under controls (%(default)s)")
+    options = parse(parser, arguments, seeds=3)
+    if options.controls and options.sentences < 2:
+        parser.error("--sentences: at least 2, or no --controls, which take another's pictures")
+    return outcome.status(lambda: _judge(options), failure=1)
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, seeds: int
+) -> argparse.Namespace:
+    """Parses the parser's own flags and those of what draws and judges sentences."""
+    flag = parser.add_argument
+    flag("--seeds", type=int, default=seeds, help="drawings of each sentence (%(default)s)")
+    flag("--sentences", type=int, default=48, help="of each row (%(default)s)")
     flag("--weights", default="ema", choices=("ema", "params"), help="(%(default)s)")
     flag("--batch", type=int, default=24, help="pictures drawn together (%(default)s)")
     flag("--world", nargs="+", default=(), metavar="NAME=VALUE", help="as in tools.draw_world")
@@ -42,9 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.seeds, options.sentences, options.batch) < 1:
         parser.error("--seeds, --sentences and --batch: at least 1")
-    if options.controls and options.sentences < 2:
-        parser.error("--sentences: at least 2, or no --controls, which take another's pictures")
-    return outcome.status(lambda: _judge(options), failure=1)
+    return options
 
 
 def _judge(options: argparse.Namespace) -> int:

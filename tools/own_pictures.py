@@ -23,7 +23,7 @@ import pathlib
 import sys
 import time
 
-from tools import outcome
+from tools import judge, outcome
 
 ROWS = "1 reference,2 references"
 
@@ -37,16 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     flag = parser.add_argument
     flag("--checkpoint", help="folder of a run or of one checkpoint; without, only cuts are judged")
     flag("--out", type=pathlib.Path, help="JSON file")
-    flag("--seeds", type=int, default=1, help="drawings of each sentence (%(default)s)")
-    flag("--sentences", type=int, default=48, help="of each row (%(default)s)")
     flag("--rows", default=ROWS, help="names between commas (%(default)s)")
-    flag("--weights", default="ema", choices=("ema", "params"), help="(%(default)s)")
-    flag("--batch", type=int, default=24, help="pictures drawn together (%(default)s)")
-    flag("--world", nargs="+", default=(), metavar="NAME=VALUE", help="as in tools.draw_world")
-    flag("--artwork", default="assets/demo", help="folder of artwork (%(default)s)")
-    options = parser.parse_args(arguments)
-    if min(options.seeds, options.sentences, options.batch) < 1:
-        parser.error("--seeds, --sentences and --batch: at least 1")
+    options = judge.parse(parser, arguments, seeds=1)
     return outcome.status(lambda: _measure(options), failure=1)
 
 
