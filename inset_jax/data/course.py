@@ -124,8 +124,13 @@ class Ahead:
 
 
 def drift(leg: Leg, section: int) -> str:
-    """Returns what to tell where the mix no longer fits the capacities; "" where it does."""
+    """Returns what to tell where the mix no longer fits the capacities; "" where it does.
+
+    Of validation nothing is told: its few packs have the capacities of training.
+    """
     plan = leg.plan
+    if not plan.endless:
+        return ""
     used, packs = plan.section(section).used, plan.section(section).packs
     und, gen = used[:2] / plan.capacity[:2]
     if packs < 2 or not und or not gen or abs(math.log(und / gen)) < DRIFT:

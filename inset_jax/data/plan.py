@@ -69,7 +69,7 @@ class Plan:
         """
         self.indexes = list(indexes)
         self.capacity = capacity_row(config.data.capacity)
-        self._seed, self._drops, self._endless = config.run.seed, drops, endless
+        self._seed, self._drops, self.endless = config.run.seed, drops, endless
         self._null = int(config.model.null_token)  # what a dropped segment leaves
         weights = config.data.weights if endless else ()
         first_epoch = stage * STAGE_EPOCHS

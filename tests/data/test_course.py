@@ -92,6 +92,7 @@ def test_the_best_capacities_have_the_ratio_of_the_tokens(mean):
 def test_a_mix_that_has_drifted_is_told(config, caplog):
     leg = course_of(config, "train").legs[0]
     assert "one stream stays at most" in drift(leg, 0)
+    assert drift(course_of(config, "validation").legs[0], 0) == ""
     used = leg.plan.section(0).used
     und, gen = best_capacity(used[:2], int(leg.plan.capacity[:2].sum()) * 4)
     fitting = edit(config, data__capacity__und=und, data__capacity__gen=gen)
