@@ -66,6 +66,7 @@ SHORT_PACKS = {
 WHOLE_PACKS = {"capacity.und": 208, "capacity.gen": 256, "capacity.examples": 6}
 # What a killed run leaves in shared memory Python clears up by itself, with warnings that look bad.
 QUIET = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}
+DEVICES = 2  # that CPU cores train as, half of the packs on each
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     """The six parts, one after the other."""
-    from inset_jax.core import overrides
+    from inset_jax.core import overrides, simulated
     from inset_jax.engine import world_records
     from inset_jax.evaluate import table
     from tools import demo_page
@@ -110,10 +111,12 @@ def _show(options: argparse.Namespace) -> None:
     else:
         before = demo_page.draw_before(WEIGHTS, prompts, overrides.load(CONFIG).sample)
     say(3, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
-    run, command = folder / "run", train_command(folder, options)
-    killed = run_until_checkpoint(command, run)
+    run, devices = folder / "run", devices_here()
+    command = train_command(folder, options, devices)
+    environment = os.environ | QUIET | (simulated.several(devices) if devices > 1 else {})
+    killed = run_until_checkpoint(command, run, environment)
     say(4, f"the same command again, after kill -9 at step {killed}")
-    subprocess.run(command, check=True, env=os.environ | QUIET)
+    subprocess.run(command, check=True, env=environment)
     trained = time.monotonic() - began
     say(5, "the same sentences again, as written and under controls")
     results = demo_page.draw(run, prompts, before)
@@ -165,7 +168,19 @@ def encoder(config):
     return Encoder(config.vae, convert.load_autoencoder(AUTOENCODER, config))
 
 
-def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str]:
+def devices_here() -> int:
+    """How many devices to train on: more than one only where that is more than JAX finds.
+
+    A model this small has operations too short for two threads: two cores as one device are as fast
+    as one core, as two devices half as fast again (docs/lab_log.md).
+    """
+    import jax
+
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(DEVICES, len(allowed)) if jax.default_backend() == "cpu" else 1
+
+
+def train_command(folder: pathlib.Path, options: argparse.Namespace, devices: int = 1) -> list[str]:
     records = tuple(str(folder / part.folder / "records") for part in parts_of(options))
     steps = options.steps or (SCRATCH_STEPS if options.from_scratch else STEPS)
     flags = {
@@ -185,6 +200,8 @@ def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str
     else:
         flags["config.run.init_from"] = WEIGHTS
         flags |= {f"config.optimizer.{name}": value for name, value in GOING_ON.items()}
+    if devices > 1:
+        flags |= {"config.mesh.dcn": devices, "config.mesh.fsdp": 1}
     packs = SHORT_PACKS if options.from_scratch else WHOLE_PACKS
     flags |= {f"config.data.{name}": value for name, value in packs.items()}
     if steps < STEPS:
@@ -193,7 +210,7 @@ def train_command(folder: pathlib.Path, options: argparse.Namespace) -> list[str
     return [*command, *(f"--{name}={value}" for name, value in flags.items())]
 
 
-def run_until_checkpoint(command: list[str], run: pathlib.Path) -> int:
+def run_until_checkpoint(command: list[str], run: pathlib.Path, environment: dict) -> int:
     """Starts training and kills it (SIGKILL) a little after its first checkpoint.
 
     Returns:
@@ -201,7 +218,7 @@ def run_until_checkpoint(command: list[str], run: pathlib.Path) -> int:
     """
     from inset_jax.train import metrics
 
-    process = subprocess.Popen(command, env=os.environ | QUIET)
+    process = subprocess.Popen(command, env=environment)
     try:
         while process.poll() is None:
             time.sleep(0.2)

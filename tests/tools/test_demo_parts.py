@@ -209,6 +209,10 @@ def test_training_is_asked_for_what_a_config_can_be(scratch, short, tmp_path, mo
     config = overrides.parse(command[2:], {"workdir": ""}).config
     checks.check(config)
     assert config.run.steps == 8 or not short
+    halves = demo.train_command(tmp_path, asked[0], devices=2)
+    halves = overrides.parse(halves[2:], {"workdir": ""}).config
+    checks.check(halves)
+    assert halves.mesh.dcn == 2 and halves.data.packs % 2 == 0
     assert bool(config.run.init_from) != bool(scratch)
     longest = overrides.load(demo.CONFIG).data.max_example_tokens  # for a reader's own sentences
     assert scratch or config.data.max_example_tokens == longest
