@@ -47,7 +47,7 @@ WHOLE = (Part(".", 4000, (0.5, 1.0, 1.0, 0.5, 0.5), (0.94, 0.0, 0.0, 0.03, 0.03)
 # of two pictures is meant, each place is said by itself, and an object has the size it always has
 # (docs/demo.md).
 EASIER = ("phrasings=1", "photographs=0", "turned=0", "reference_turn=0", "light=0", "counts=0")
-EASIER += ("sizes=0", "filled=0.85,0.85", "shifted=0")
+EASIER += ("sizes=0", "filled=0.85,0.85", "shifted=0", "cut_off=0")
 FROM_SCRATCH = (
     Part("one", 12000, (1.0,), (1.0,), EASIER),
     Part("two", 20000, (0.1, 0.9), (1.0,), EASIER),

@@ -36,6 +36,8 @@ class WorldConfig:
     reference: int = 32  # side of a reference picture,
     filled: tuple[float, float] = (0.76, 0.94)  # of it by the object's side,
     shifted: float = 1.0  # how much of the room that leaves its middle may be off
+    cut_off: float = 0.15  # share of references that leave a part of the object outside
+    most_cut: float = 0.2  # of its side, at most
     side: tuple[int, int] = (26, 26)  # of one object of several
     small_side: tuple[int, int] = (17, 17)  # of one that is said to be small, or big
     big_side: tuple[int, int] = (30, 30)
@@ -53,13 +55,15 @@ class WorldConfig:
 
 
 _SHARE, _SIDE, _TURN = (0, 1), (1, 2 * CELL), (0, 180)  # a side: within the smallest canvas
+_SHARES = ("shifted", "cut_off", "turned", "photographs", "sizes", "counts", "light")
 BOUNDS = {  # lowest and highest value of a field, both allowed; a pair's first is its lower one
-    **dict.fromkeys(("shifted", "turned", "photographs", "sizes", "counts", "light"), _SHARE),
+    **dict.fromkeys(_SHARES, _SHARE),
     **dict.fromkeys(("side", "small_side", "big_side", "behind_side", "before_side"), _SIDE),
     **dict.fromkeys(("most_turn", "reference_turn"), _TURN),
     "phrasings": (1, phrases.MOST_PHRASINGS),
     "reference": (8, 1024),
     "filled": (0.1, 1),
+    "most_cut": (0, 0.5),
     "alone": (0.1, 2 * CELL),
     "jitter": (0, 2 * CELL),
 }

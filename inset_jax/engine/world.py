@@ -169,7 +169,10 @@ def _plain(colour, width: int, height: int) -> np.ndarray:
 
 
 def _reference(artwork: Artwork, thing: Thing, stage: Stage) -> np.ndarray:
-    """One object on a ground of its own, a little off the middle and turned, in its own light."""
+    """One object on a ground of its own, a little off the middle and turned, in its own light.
+
+    Of some a part is cut off by the picture's border, as by a crop that was made too tight.
+    """
     draws, config = stage.draws, stage.config
     side = config.reference
     if artwork.grounds and draws.chance(config.photographs):
@@ -179,6 +182,10 @@ def _reference(artwork: Artwork, thing: Thing, stage: Stage) -> np.ndarray:
     size = draws.whole(*(round(share * side) for share in config.filled))
     slack = int(config.shifted * ((side - size) // 2))
     x, y = (side // 2 + draws.whole(-slack, slack) for _ in range(2))
+    if draws.chance(config.cut_off):
+        outside = size * draws.between(config.most_cut / 2, config.most_cut)
+        off = draws.sign() * round((side - size) / 2 + outside)
+        x, y = (side // 2 + off, y) if draws.chance(0.5) else (x, side // 2 + off)
     most = config.reference_turn // TURN_STEP
     put(canvas, thing, Place(0, x, y, size, TURN_STEP * draws.whole(-most, most)))
     return lit(canvas, config.light, draws)

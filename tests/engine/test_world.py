@@ -293,6 +293,7 @@ def test_an_easier_world_says_and_shows_less(art):
         photographs=0.0,
         filled=(0.875, 0.875),
         shifted=0.0,
+        cut_off=0.0,
         reference_turn=0,
         light=0.0,
     )
@@ -313,6 +314,28 @@ def test_an_easier_world_says_and_shows_less(art):
             same = np.abs(scene.references[number] - cell).max(-1) <= 1  # not its soft edge
             alike.append((stands & same).sum() / stands.sum())
     assert np.median(alike) > 0.5
+
+
+def borders(picture):
+    """Which of a picture's four borders something stands at; its ground is of one colour."""
+    colours, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    stands = (picture != colours[counts.argmax()]).any(-1)
+    return [line.any() for line in (stands[0], stands[-1], stands[:, 0], stands[:, -1])]
+
+
+def test_some_references_are_cut_off_at_one_border(art):
+    plain = dict(kinds=INTERLEAVED, photographs=0.0, light=0.0, reference_turn=0, shifted=0.0)
+    touched = {
+        share: [
+            sum(borders(reference))
+            for scene in draw(art, 60, "validation", cut_off=share, most_cut=0.3, **plain)
+            for reference in scene.references
+        ]
+        for share in (0.0, 0.5, 1.0)
+    }
+    assert set(touched[0.0]) == {0} and set(touched[1.0]) <= {0, 1}  # some emoji are narrow
+    shares = {share: np.mean(found) for share, found in touched.items()}
+    assert shares[1.0] > 0.8 and abs(shares[0.5] - shares[1.0] / 2) < 0.12
 
 
 @pytest.mark.slow
