@@ -169,7 +169,7 @@ def encoder(config):
 
 
 def devices_here() -> int:
-    """How many devices to train on: more than one only where that is more than JAX finds.
+    """How many devices training is to have: a CPU's cores, DEVICES at most; 1 leaves it to JAX.
 
     A model this small has operations too short for two threads: two cores as one device are as fast
     as one core, as two devices half as fast again (docs/lab_log.md).
