@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from inset_jax.engine.layouts import LARGEST
 from inset_jax.engine.sprites import Look, Sprite
 
 SPRITE = 64  # pixels a side of a sprite in the atlas
@@ -67,8 +68,8 @@ def load(folder) -> Artwork:
     """Reads a folder of artwork.
 
     Raises:
-      ValueError: a file is missing, or the table of objects does not fit the atlas or the rules
-        (unique names, known splits, no look-alike group in two splits).
+      ValueError: a file is missing, a ground is too small, or the table of objects does not fit the
+        atlas or the rules (unique names, known splits, no look-alike group in two splits).
     """
     folder = pathlib.Path(folder)
     for name in ("objects.webp", "objects.json", "grounds"):
@@ -91,6 +92,13 @@ def load(folder) -> Artwork:
         things[row["split"]].append(Thing(row["name"], row["noun"], row["group"], Sprite(sprite)))
     files = sorted((folder / "grounds").glob("*.jpg"))
     grounds = {file.stem: np.asarray(Image.open(file).convert("RGB")) for file in files}
+    for file in files:
+        height, width = grounds[file.stem].shape[:2]
+        if min(height, width) < LARGEST:
+            raise ValueError(
+                f"{file}: {width}x{height} pixels, expected {LARGEST} a side at least, as the "
+                "largest pictures of the world have"
+            )
     return Artwork(things, grounds)
 
 

@@ -3,6 +3,7 @@
     identity    at each place, the right one of all candidates explains the drawing best
     sharp       the same without tolerance for blur
     relation    for each two objects: they stand where they should rather than the other way round
+                (half right where a drawing cannot tell: a picture of one colour is left to chance)
     count       of an object that should stand there several times: every copy is there
     attribute   of an edit or a second frame: what should have changed has
 
@@ -36,7 +37,7 @@ class Verdict(NamedTuple):
     # among the candidates; 0 is first
     ranks: tuple[int, ...]
     sharp_ranks: tuple[int, ...]
-    relations: tuple[bool, ...]  # of each two different objects, one of which is at such a place
+    relations: tuple[float, ...]  # of each two different objects, one of which is at such a place
     counts: tuple[bool, ...]  # of each object that stands there several times
     attribute: bool | None  # None where nothing was to change
 
@@ -86,7 +87,7 @@ def outcomes(verdict: Verdict) -> dict[str, list[float]]:
     return {
         "identity": [float(rank == 0) for rank in verdict.ranks],
         "sharp identity": [float(rank == 0) for rank in verdict.sharp_ranks],
-        "relation": [float(right) for right in verdict.relations],
+        "relation": list(verdict.relations),
         "count": [float(right) for right in verdict.counts],
         "attribute": [] if verdict.attribute is None else [float(verdict.attribute)],
     }
@@ -97,11 +98,12 @@ def _rank(scores: np.ndarray, own: int) -> int:
 
 
 def _relations(found: Sequence[Scores], own: Sequence[int], new: Sequence[int]):
-    """For each two places of different objects: as they should be, or better exchanged."""
+    """For each two places of different objects: 1.0 as they should be, 0.0 better exchanged."""
     for one, two in itertools.combinations(range(len(own)), 2):
         if own[one] != own[two] and (one in new or two in new):
             a, b = found[one].score, found[two].score
-            yield bool(a[own[one]] + b[own[two]] < a[own[two]] + b[own[one]])
+            right, wrong = a[own[one]] + b[own[two]], a[own[two]] + b[own[one]]
+            yield 0.5 if right == wrong else float(right < wrong)
 
 
 def _counts(found: Sequence[Scores], own: Sequence[int]):

@@ -24,9 +24,11 @@ SHAPES = {  # objects -> columns and rows of cells, one of these
     8: ((4, 3), (3, 4)),
 }
 MOST = max(SHAPES)
+LARGEST = CELL * max(cells for shapes in SHAPES.values() for shape in shapes for cells in shape)
 COPIES = (2, 3, 4)  # of one object, where a sentence counts
 STEPS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
-IN_FRONT = 0.25  # of a cell: how far the front one of two stands from the middle, to one side
+# The middles of two of which one stands in front: it hides a tenth of the other, 46% at most.
+BEHIND, IN_FRONT = (0.875, 0.84375), (1.25, 1.28125)
 
 
 class Layout(NamedTuple):
@@ -63,11 +65,9 @@ def pair(relation: str, draws: Draws, phrasings: int = phrases.MOST_PHRASINGS) -
 
 
 def front(draws: Draws, phrasings: int = phrases.MOST_PHRASINGS) -> Layout:
-    """The first object before the second: lower, to one side, and drawn after it."""
-    side = IN_FRONT * draws.sign() * draws.between(0.6, 1.0)
-    centres = [(1 - side / 2, 0.85), (1 + side, 1.3)]
+    """The first object before the second: lower, to the right, and drawn after it."""
     sentence = draws.pick(phrases.PAIRS["front"][:phrasings])
-    return Layout("front", (2, 2), centres, [1, 0], sentence)
+    return Layout("front", (2, 2), [BEHIND, IN_FRONT], [1, 0], sentence)
 
 
 def lines(shape: tuple[int, int], numbers: Sequence[Sequence[int]], upright: bool, draws: Draws):

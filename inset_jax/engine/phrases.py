@@ -190,7 +190,7 @@ def in_words(sentence: str, nouns: Sequence[str]) -> str:
         return plural(own) if found[2] else own
 
     text = PICTURE.sub(noun, sentence)
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return re.sub(r"\b([Aa]) (?=[aeiou])(?!uni|one )", r"\1n ", text)  # by sound
 
 
 def plural(noun: str) -> str:

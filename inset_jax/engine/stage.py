@@ -10,7 +10,7 @@ from typing import NamedTuple
 from inset_jax.engine import layouts, phrases
 from inset_jax.engine.artwork import COLOURS, Artwork, Thing
 from inset_jax.engine.draws import Draws
-from inset_jax.engine.layouts import CELL, MOST, Layout
+from inset_jax.engine.layouts import CELL, LARGEST, MOST, Layout
 from inset_jax.engine.sprites import Look
 
 TURN_STEP = 5  # degrees between two turns that occur
@@ -25,7 +25,7 @@ class WorldConfig:
 
     How large an object is and where it stands, its sentence tells: ranges of one number. Where no
     word told them, most of what a small model learned was to guess them (docs/lab_log.md). Turns
-    are drawn, and where exactly the front one of two stands.
+    are drawn.
     """
 
     objects: tuple[float, ...] = (0.12, 0.28, 0.15, 0.13, 0.1, 0.09, 0.07, 0.06)  # how many: 1 to 8
@@ -43,11 +43,11 @@ class WorldConfig:
     big_side: tuple[int, int] = (30, 30)
     alone: float = 1.55  # a single object is so much larger
     behind_side: tuple[int, int] = (36, 36)  # of an object that stands behind another,
-    before_side: tuple[int, int] = (22, 22)  # and of that other
+    before_side: tuple[int, int] = (26, 26)  # and of that other
     jitter: int = 0  # of an object's middle
     turned: float = 0.25  # share of scenes whose objects are turned,
     most_turn: int = 15  # each by so many degrees at most,
-    reference_turn: int = 20  # and every reference
+    reference_turn: int = 10  # and every reference
     photographs: float = 0.25  # share of scenes, and of references, on a photograph
     sizes: float = 0.15  # share whose objects are said to be small or big
     counts: float = 0.15  # share in which several objects are copies of one
@@ -61,7 +61,7 @@ BOUNDS = {  # lowest and highest value of a field, both allowed; a pair's first 
     **dict.fromkeys(("side", "small_side", "big_side", "behind_side", "before_side"), _SIDE),
     **dict.fromkeys(("most_turn", "reference_turn"), _TURN),
     "phrasings": (1, phrases.MOST_PHRASINGS),
-    "reference": (8, 1024),
+    "reference": (8, LARGEST),
     "filled": (0.1, 1),
     "most_cut": (0, 0.5),
     "alone": (0.1, 2 * CELL),

@@ -21,7 +21,6 @@ from inset_jax.engine.stage import TURN_STEP, Change, Content, Place, Stage, Wor
 
 QUESTION = "What is in "  # of an understanding example, before its picture
 KINDS = ("image-interleaved", "video-interleaved", "editing", "t2i", "understanding")
-MOST_HIDDEN = 0.5  # of an object that another stands in front of
 NARROW = 64  # pixels: up to this width a photograph may be shown at half its size
 
 
@@ -97,8 +96,6 @@ def put(canvas: np.ndarray, thing: Thing, place: Place) -> None:
 
 def _drawn(artwork: Artwork, kind: str, change: Change, stage: Stage) -> Scene:
     draws, after, before = stage.draws, change.after, change.before
-    if change.relation == "front":
-        after = _uncovered(after)
     width, height = (CELL * cells for cells in after.shape)
     backdrop = _ground(artwork, after.ground, width, height, draws)
     source, target = None, backdrop.copy()
@@ -123,29 +120,6 @@ def _drawn(artwork: Artwork, kind: str, change: Change, stage: Stage) -> Scene:
         source,
         before.places if before else (),
     )
-
-
-def _uncovered(content: Content) -> Content:
-    """Moves the front one of two objects down until enough of the other one is to be seen."""
-    back, front = content.places
-    height = CELL * content.shape[1]
-    while _hidden(content, back, front) > MOST_HIDDEN and front.y < height:
-        front = front._replace(y=front.y + 2)
-    return content._replace(places=(back, front))
-
-
-def _hidden(content: Content, back: Place, front: Place) -> float:
-    """Share of the object behind that the one in front covers."""
-    size = tuple(CELL * cells for cells in reversed(content.shape))
-    alpha = []
-    for place in (back, front):
-        canvas = np.zeros((*size, 3), np.uint8)
-        thing = content.things[place.thing]
-        pixels = sprites.render(thing.sprite, thing.look, place.side, place.turn)
-        white = pixels._replace(colour=255 - pixels.through)
-        sprites.put(canvas, white, place.x, place.y)
-        alpha.append(canvas[..., 0] / 255)
-    return float((alpha[0] * alpha[1]).sum() / max(alpha[0].sum(), 1.0))
 
 
 def _ground(artwork: Artwork, name: str, width: int, height: int, draws: Draws) -> np.ndarray:

@@ -64,6 +64,15 @@ def test_an_empty_ground_is_nothing(art, pairs):
     assert share(found, "ranks") < 0.15
 
 
+def test_a_picture_that_tells_no_order_has_half_of_it(art, pairs):
+    alike = lambda scene: len({(place.side, place.turn) for place in scene.places}) == 1
+    level = [scene for scene in pairs if alike(scene)]
+    found = judged(art, level, [np.full_like(scene.target, 128) for scene in level])
+    ties = [verdict.relations for verdict in found].count((0.5,))
+    assert ties > len(level) / 2 > 3  # of the others one stands a little in the other's half
+    assert 0.3 < share(found, "relations") < 0.7
+
+
 def blurred(scene, radius):
     return np.asarray(Image.fromarray(scene.target).filter(ImageFilter.GaussianBlur(radius)))
 

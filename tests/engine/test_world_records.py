@@ -180,7 +180,7 @@ def test_a_change_of_the_world_has_its_field_s_type(text, found):
         ("filled=0.5,nan", "filled=0.5,nan: expected 0.1 to 1"),
         ("shifted=3", "shifted=3.0: expected 0 to 1"),
         ("shifted=-1", "shifted=-1.0: expected 0 to 1"),
-        ("reference=0", "reference=0: expected 8 to 1024"),
+        ("reference=0", "reference=0: expected 8 to 128"),
         ("reference_turn=-5", "reference_turn=-5: expected 0 to 180"),
         ("jitter=-1", "jitter=-1: expected 0 to 64"),
         ("alone=inf", "alone=inf: expected 0.1 to 64"),
