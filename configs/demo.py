@@ -103,7 +103,7 @@ def experiment() -> Config:
             validation_packs=64,
             sample_every=500,
         ),
-        sample=SampleConfig(alpha=1.0, beta=3.0, side=64, num_timesteps=25),
+        sample=SampleConfig(alpha=1.0, beta=2.0, side=64, num_timesteps=25),
     )
 
 

@@ -13,6 +13,8 @@ import argparse
 import pathlib
 import sys
 
+from PIL import ImageColor
+
 from tools import outcome
 
 
@@ -26,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     flag("photograph", help="a picture file")
     flag("out", help="picture file to write, PNG by name")
     flag("--side", type=int, default=128, help="pixels of the result (%(default)s)")
-    flag("--ground", default="", help="a colour to put it on; without, the photograph's own ground")
+    flag(
+        "--ground", type=colour, help="a colour to put it on; without, the photograph's own ground"
+    )
     flag("--box", type=box, help="left,top,right,bottom in pixels, instead of looking for it")
     options = parser.parse_args(arguments)
     if options.side < 1:
@@ -34,6 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.box and options.ground:
         parser.error("--ground needs the object's outline, which --box does not give")
     return outcome.status(lambda: _cut(options), failure=1)
+
+
+def colour(text: str) -> str:
+    """Checks a colour's name or #rrggbb: an argparse type."""
+    ImageColor.getrgb(text)
+    return text
 
 
 def box(text: str) -> tuple[int, int, int, int]:
@@ -62,7 +72,7 @@ def _cut(options: argparse.Namespace) -> None:
             cut = cutting.find(photograph)
         except ValueError as error:
             raise ValueError(f"{options.photograph}: {error} with --box") from error
-    made = cutting.crop(photograph, cut, options.side, options.ground)
+    made = cutting.crop(photograph, cut, options.side, options.ground or "")
     try:
         pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         made.save(options.out)

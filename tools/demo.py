@@ -113,7 +113,9 @@ def _show(options: argparse.Namespace) -> None:
     say(3, f"training from {'random' if options.from_scratch else 'shipped'} weights, until killed")
     run, devices = folder / "run", devices_here()
     command = train_command(folder, options, devices)
-    environment = os.environ | QUIET | (simulated.several(devices) if devices > 1 else {})
+    environment = os.environ | QUIET
+    if devices > 1:
+        environment |= simulated.several(devices, os.environ.get("XLA_FLAGS", ""))
     killed = run_until_checkpoint(command, run, environment)
     say(4, f"the same command again, after kill -9 at step {killed}")
     subprocess.run(command, check=True, env=environment)

@@ -90,10 +90,13 @@ class Watch:
 
 
 def drawn(generator: Generator, sentences: list[held_out.Sentence]) -> Results:
-    """Draws sentences under all conditions, from the same noise."""
+    """Draws sentences under all conditions that change one of them, from the same noise."""
     drawings: dict[str, list[list[Image.Image]]] = {}
     watch = Watch()
     for condition in CONDITIONS:
+        if not any(held_out.applies(condition, sentence) for sentence in sentences):
+            print(f"{condition}: no sentence has the pictures for it", flush=True)
+            continue
         drawings[condition] = held_out.draw(generator, sentences, condition, watch=watch)
         print(f"{condition}: {len(sentences)} pictures", flush=True)
     return Results(sentences, drawings, watch.seconds)
@@ -118,11 +121,11 @@ def explore(run: pathlib.Path | Generator, scenes: Sequence[Scene]) -> list[page
 
 def measure(results: Results, scenes: Sequence) -> list[table.Row]:
     """Returns a row for every condition; `scenes` are those behind the sentences."""
-    art, name = artwork.load(ARTWORK), f"{len(scenes)} held-out sentences"
-    return [
-        table.Row(name, condition, judging.figures(scenes, drawings, art))
-        for condition, drawings in results.drawings.items()
-    ]
+    art, name, rows = artwork.load(ARTWORK), f"{len(scenes)} held-out sentences", []
+    for condition, drawings in results.drawings.items():
+        kept = judging.concerned(condition, scenes, drawings)
+        rows.append(table.Row(name, condition, judging.figures(*kept, art)))
+    return rows
 
 
 def figures_table(rows: Sequence[table.Row]) -> list[list[str]]:

@@ -47,7 +47,9 @@ def _encode(options: argparse.Namespace, rest: list[str]) -> int:
     checks.check(config)
     where = options.autoencoder or run.init_from or run.autoencoder
     if not where:
-        raise ValueError("name the autoencoder: --autoencoder=..., or the config's run.init_from")
+        raise ValueError(
+            "no autoencoder: expected --autoencoder=..., run.init_from or run.autoencoder"
+        )
 
     from inset_jax.train import moments  # late: JAX takes a second to import
 

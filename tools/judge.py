@@ -4,9 +4,10 @@
 
 Rows: 1 to 8 references, sentences that count, edits, second frames; for --controls also references
 of another sentence, swapped ones (of several each place gets the next one's, which leaves the order
-of places that are no neighbours to chance), none, and untrained weights. Columns, each with a 95%
-interval over sentences: inset_jax/engine/judge.py says what they mean. A row whose pictures are
-larger than the model can draw is left out, and said so.
+of places that are no neighbours to chance), none, and untrained weights. Counts, edits and second
+frames also with another sentence's target in place of the drawing, because chance has no figure for
+their columns. Columns, each with a 95% interval over sentences: inset_jax/engine/judge.py says what
+they mean. A row whose pictures are larger than the model can draw is left out, and said so.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     flag("--rows", help="names between commas, such as: 2 references,editing (all)")
     flag("--controls", default=",".join(CONTROLS), help="rows drawn under controls (%(default)s)")
     options = parse(parser, arguments, seeds=3)
-    if options.controls and options.sentences < 2:
-        parser.error("--sentences: at least 2, or no --controls, which take another's pictures")
     return outcome.status(lambda: _judge(options), failure=1)
 
 
@@ -51,8 +50,10 @@ def parse(
     flag("--world", nargs="+", default=(), metavar="NAME=VALUE", help="as in tools.draw_world")
     flag("--artwork", default="assets/demo", help="folder of artwork (%(default)s)")
     options = parser.parse_args(arguments)
-    if min(options.seeds, options.sentences, options.batch) < 1:
-        parser.error("--seeds, --sentences and --batch: at least 1")
+    if min(options.seeds, options.batch) < 1:
+        parser.error("--seeds and --batch: at least 1")
+    if options.sentences < 2:
+        parser.error("--sentences: at least 2; intervals are over sentences")
     return options
 
 
@@ -71,7 +72,9 @@ def _judge(options: argparse.Namespace) -> int:
     exams, left_out = judging.drawable(exams, generator)
     plans = judging.plans(exams, options.controls.split(","))
     by_chance = chance(len(art.things["validation"]))
-    progress = judging.Progress(len(plans) * options.sentences * options.seeds)
+    progress = judging.Progress(
+        sum(judging.work(plan, exams[plan.row], options.seeds) for plan in plans)
+    )
     began, rows = time.time(), []
     for plan in plans:
         rows.append(judging.row(plan, exams[plan.row], generator, art, options, progress))

@@ -17,6 +17,8 @@ from inset_jax.evaluate import held_out, table
 from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, Sentence
 
 UNTRAINED = "untrained weights"
+UNRELATED = "target of another sentence"  # in place of a drawing: what any good picture gets
+NO_CHANCE = ("counts", "editing", "frames")  # rows with columns that chance has no figure for
 EVERY = 10.0  # seconds between two lines of progress
 
 
@@ -24,14 +26,14 @@ class Plan(NamedTuple):
     """One row of the table, to be drawn."""
 
     row: str  # of exam.ROWS
-    condition: str  # one of held_out.CONDITIONS, or UNTRAINED
+    condition: str  # one of held_out.CONDITIONS, or UNTRAINED, or UNRELATED
 
 
 class Progress:
-    """Says how far a table of pictures, each to be drawn and then judged, has come."""
+    """Says how far a table has come whose pictures are drawn, judged or both, one after another."""
 
     def __init__(self, pictures: int):
-        self._total, self._done = 2 * pictures, 0
+        self._total, self._done = pictures, 0
         self._began = self._said = time.monotonic()
 
     def __call__(self, what: str, pictures: int) -> None:
@@ -71,8 +73,10 @@ def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[st
     return can, cannot
 
 
-def plans(rows: Sequence[str], controls: Sequence[str]) -> list[Plan]:
-    """All rows as written, then those of `controls` under every control.
+def plans(exams: Mapping[str, Sequence[Scene]], controls: Sequence[str]) -> list[Plan]:
+    """All rows as written, those of `controls` under every control, and what says chance's share.
+
+    A control that changes none of a row's sentences is left out: of one picture, none is swapped.
 
     Raises:
       ValueError: a control of a row that does not exist.
@@ -81,25 +85,58 @@ def plans(rows: Sequence[str], controls: Sequence[str]) -> list[Plan]:
 
     if unknown := [row for row in controls if row and row not in ROWS]:
         raise ValueError(f"controls of {', '.join(unknown)}: there are {', '.join(ROWS)}")
-    under = [*CONDITIONS[1:], UNTRAINED]
-    chosen = [row for row in controls if row in rows]
+    chosen = [row for row in controls if row in exams]
+    under = [Plan(row, control) for row in chosen for control in [*CONDITIONS[1:], UNTRAINED]]
     return [
-        *(Plan(row, AS_WRITTEN) for row in rows),
-        *(Plan(row, control) for row in chosen for control in under),
+        *(Plan(row, AS_WRITTEN) for row in exams),
+        *(Plan(row, UNRELATED) for row in exams if row in NO_CHANCE),
+        *(plan for plan in under if concerned(plan.condition, exams[plan.row], exams[plan.row])[0]),
     ]
+
+
+def concerned(condition: str, scenes: Sequence[Scene], drawings: Sequence) -> tuple[list, list]:
+    """Scenes whose sentences have the pictures that a condition changes, and their drawings."""
+    pairs = zip(scenes, drawings, strict=True)
+    kept = [pair for pair in pairs if held_out.applies(condition, sentence(pair[0]))]
+    return [scene for scene, _ in kept], [drawing for _, drawing in kept]
+
+
+def work(plan: Plan, scenes: Sequence[Scene], seeds: int) -> int:
+    """How many pictures a row draws and judges, each time counted."""
+    if plan.condition == UNRELATED:
+        return len(unrelated(scenes)[0])
+    return seeds * (len(scenes) + len(concerned(plan.condition, scenes, scenes)[0]))
 
 
 def row(plan: Plan, scenes: Sequence[Scene], generator, art: Artwork, options, progress):
     """Draws and judges one row."""
-    condition = plan.condition
+    watch = lambda deed: lambda count: progress(f"{plan.row}, {plan.condition}, {deed}", count)
+    if plan.condition == UNRELATED:
+        scenes, drawings = unrelated(scenes)
+    else:
+        drawings = _draw(plan.condition, scenes, generator, options, watch("drawn"))
+        scenes, drawings = concerned(plan.condition, scenes, drawings)
+    return table.Row(plan.row, plan.condition, figures(scenes, drawings, art, watch("judged")))
+
+
+def _draw(condition: str, scenes: Sequence[Scene], generator, options, watch):
+    """Draws all scenes, so that each has the same noise under every condition."""
     if condition == UNTRAINED:
         generator, condition = untrained(generator), AS_WRITTEN
     sentences = [sentence(scene) for scene in scenes]
-    watch = lambda deed: lambda count: progress(f"{plan.row}, {plan.condition}, {deed}", count)
-    drawings = held_out.draw(
-        generator, sentences, condition, options.seeds, options.batch, watch("drawn")
-    )
-    return table.Row(plan.row, plan.condition, figures(scenes, drawings, art, watch("judged")))
+    return held_out.draw(generator, sentences, condition, options.seeds, options.batch, watch)
+
+
+def unrelated(scenes: Sequence[Scene]) -> tuple[list[Scene], list[list[Image.Image]]]:
+    """Scenes, and for each the target of the next one of its size: as one drawing of it."""
+    kept, drawings = [], []
+    for number, scene in enumerate(scenes):
+        others = [*scenes[number + 1 :], *scenes[:number]]
+        fits = [one.target for one in others if one.target.shape == scene.target.shape]
+        if fits:
+            kept.append(scene)
+            drawings.append([Image.fromarray(fits[0])])
+    return kept, drawings
 
 
 def figures(

@@ -80,7 +80,7 @@ def _judged(kinds: dict[str, dict[str, list]], art, options: argparse.Namespace)
 
     generator = Generator.load(options.checkpoint, options.weights)
     drawn = [(row, kind) for row, own in kinds.items() for kind in own]
-    progress = judging.Progress(len(drawn) * options.sentences * options.seeds)
+    progress = judging.Progress(2 * len(drawn) * options.sentences * options.seeds)
     rows = []
     for name, kind in drawn:
         plan = judging.Plan(name, AS_WRITTEN)

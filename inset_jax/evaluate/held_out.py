@@ -72,6 +72,12 @@ def under(condition: str, sentences: Sequence[Sentence]) -> list[Pieces]:
     return [_changed(condition, sentences, number) for number in range(len(sentences))]
 
 
+def applies(condition: str, sentence: Sentence) -> bool:
+    """Whether a sentence has the pictures that a condition changes: of one, none can be swapped."""
+    needed = {SWAPPED: 2, FOREIGN: 1, ABSENT: 1}
+    return len(_pictures(sentence.pieces)) >= needed.get(condition, 0)
+
+
 def _changed(condition: str, sentences: Sequence[Sentence], number: int) -> Pieces:
     pieces = sentences[number].pieces
     own = _pictures(pieces)

@@ -19,7 +19,7 @@ NORMAL = 1.959964  # standard deviations on either side that cover as much
 INTERVAL = (
     f"{COVERS:.0%} percentile bootstrap over sentences ({RESAMPLES} resamples; all places, pairs "
     "and seeds of a sentence stay together); Wilson's interval with as many trials as sentences "
-    "where every value is the same"
+    "where all have the same share"
 )
 
 
@@ -53,7 +53,7 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
     total = np.array([float(sum(group)) for group in groups])
     count = np.array([len(group) for group in groups])
     mean, trials = float(total.sum() / count.sum()), len(groups)
-    if len({float(value) for group in groups for value in group}) == 1 and mean in (0.0, 1.0):
+    if len(set(total / count)) == 1 and 0.0 <= mean <= 1.0:
         low, high = _wilson(mean, trials)
     else:
         draws = keyed("bootstrap", 0, "", 0).integers(0, trials, (RESAMPLES, trials))

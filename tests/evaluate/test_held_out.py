@@ -58,6 +58,15 @@ def test_of_several_pictures_none_keeps_its_place_when_they_are_swapped(sentence
     assert shown(swapped) == ["blue", ".", "green", ".", "red"]
 
 
+def test_of_one_picture_none_can_be_swapped(sentences):
+    pair, single = sentences[0], sentences[2]
+    none = single._replace(pieces=["A cat."])
+    for condition in held_out.CONDITIONS:
+        assert held_out.applies(condition, pair)
+        assert held_out.applies(condition, single) is (condition != held_out.SWAPPED)
+        assert held_out.applies(condition, none) is (condition == held_out.AS_WRITTEN)
+
+
 def test_unknown_condition_is_refused(sentences):
     with pytest.raises(ValueError, match="pictures swapped"):
         held_out.under("swapped", sentences)

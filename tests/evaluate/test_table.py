@@ -30,6 +30,8 @@ def test_all_right_is_not_certainty():
     assert (found.mean, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.926, abs=1e-3)  # Wilson, 48 of 48
     assert table.estimate([[0.0]] * 48).high == pytest.approx(0.074, abs=1e-3)
+    half = table.estimate([[1.0, 0.0]] * 10)  # all sentences alike: still no more than ten of them
+    assert half.mean == 0.5 and half.low == pytest.approx(0.237, abs=1e-3)
     assert table.estimate([[], []]) is None
 
 

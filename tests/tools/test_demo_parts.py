@@ -174,7 +174,7 @@ def test_shipped_weights_are_those_of_the_preset_and_of_the_table():
     sampling = dataclasses.asdict(overrides.load(demo.CONFIG).sample)
     assert told["sampling"] == json.loads(json.dumps(sampling))
     drawn = {row.condition for row in table.from_json(told["rows"])}
-    assert drawn == {*held_out.CONDITIONS, judging.UNTRAINED}
+    assert drawn == {*held_out.CONDITIONS, judging.UNTRAINED, judging.UNRELATED}
     assert told["world"]["version"] == world_records.VERSION and not told["world"]["changes"]
 
 

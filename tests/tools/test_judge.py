@@ -58,7 +58,8 @@ def test_the_command_draws_every_row_and_writes_what_it_prints(stand_in, tmp_pat
     drawn = [(row["sentences"], row["drawn"]) for row in facts["rows"]]
     controls = [*held_out.CONDITIONS[1:], judging.UNTRAINED]
     rows = ["2 references", "editing", "frames"]
-    assert drawn == [(row, held_out.AS_WRITTEN) for row in rows] + [
+    unrelated = [(row, judging.UNRELATED) for row in ("editing", "frames")]
+    assert drawn == [(row, held_out.AS_WRITTEN) for row in rows] + unrelated + [
         ("2 references", control) for control in controls
     ]
     assert "multiples of 16 from 16 to 96" in facts["left_out"]["8 references"]
@@ -82,6 +83,27 @@ def test_controls_are_drawn_from_the_same_noise(stand_in, tmp_path):
     written, swapped = stand_in.asked[0], stand_in.asked[2]
     assert pictures(swapped) == pictures(written)[::-1]
     assert pictures(stand_in.asked[6]) == []
+
+
+def test_a_control_that_changes_no_sentence_is_left_out(stand_in):
+    art = artwork.load("assets/demo")
+    exams = {row: exam.scenes(art, row, 6) for row in ("1 reference", "editing")}
+    plans = judging.plans(exams, ["1 reference", "editing"])
+    assert judging.Plan("1 reference", held_out.SWAPPED) not in plans
+    assert judging.Plan("1 reference", held_out.ABSENT) in plans
+    scenes = exams["editing"]
+    kept = judging.concerned(held_out.SWAPPED, scenes, range(6))
+    assert kept == ([s for s in scenes if len(s.references) > 1], kept[1])
+    assert [scenes[number] for number in kept[1]] == kept[0] and len(kept[0]) < 6
+
+
+def test_an_unrelated_picture_has_the_size_of_the_target(stand_in):
+    scenes = exam.scenes(artwork.load("assets/demo"), "frames", 8)
+    kept, drawings = judging.unrelated(scenes)
+    assert len(kept) > 4
+    for scene, (drawing,) in zip(kept, drawings, strict=True):
+        pixels = np.asarray(drawing)
+        assert pixels.shape == scene.target.shape and (pixels != scene.target).any()
 
 
 def test_sentences_of_too_many_tokens_leave_their_row_out(stand_in, tmp_path):

@@ -51,5 +51,5 @@ def test_a_row_that_does_not_exist_is_refused(tmp_path, capsys):
     assert own_pictures.main(["--rows", "nine"]) == 1
     assert "row 'nine': there are 1 reference" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        own_pictures.main(["--sentences", "0"])
-    assert "--seeds, --sentences and --batch: at least 1" in capsys.readouterr().err
+        own_pictures.main(["--sentences", "1"])
+    assert "--sentences: at least 2" in capsys.readouterr().err
