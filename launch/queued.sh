@@ -125,7 +125,7 @@ on() {
 fan_out() {
     local node host status line pids=() names=() command
     command=$(remote)
-    mkdir -p "$LOGS"
+    ((DRY_RUN)) || mkdir -p "$LOGS"
     for node in "${NODES[@]}"; do
         for ((host = 0; host < HOSTS; host++)); do
             names+=("$node, host $host")

@@ -31,7 +31,7 @@ class TorchFile:
             import torch
         except ImportError as error:
             raise ValueError(
-                f"{file}: reading {file.suffix} files takes PyTorch: pip install 'inset-jax[torch]'"
+                f"{file}: reading {file.suffix} files takes PyTorch: pip install '.[torch]'"
                 ", or save the weights as .safetensors"
             ) from error
         try:
