@@ -1,8 +1,8 @@
 """The laptop demo: a small model of the real architecture, trained live on two CPU cores.
 
 About 1.6M parameters without the autoencoder. All numbers are our own. Expected figure:
-docs/demo.md has the table of the shipped weights (17,790 steps; 1,000 are the preset's). Hardware:
-one CPU core, 1.3 steps a second. `python -m tools.demo` draws the records and calls:
+docs/demo.md has the table of the shipped weights (28,790 steps; 1,000 are the preset's). Hardware:
+two CPU cores, 1.8 steps a second (one: 1.2). `python -m tools.demo` draws the records and calls:
 
     python -m inset_jax.train --config=configs/demo.py --workdir=DIR \\
         --config.data.train="('RECORDS',)" --config.data.tokenizer=FILE \\
