@@ -35,7 +35,8 @@ def section(path: pathlib.Path) -> page.Section:
         f"objects never seen in training. Identity: at its place, the right one of {candidates} "
         "objects explains the drawing best, pixel by pixel; sharp identity does not forgive blur. "
         "In brackets 95% intervals. Below the line the controls: what remains when the pictures "
-        f"in a sentence are taken away, exchanged, or the weights are random.{left_out}",
+        "in a sentence are taken away or exchanged, another sentence's target stands in for the "
+        f"drawing, or the weights are random.{left_out}",
         html=lines(rows, chance(candidates)),
     )
 
