@@ -26,10 +26,10 @@ def generator():
 def test_a_random_model_is_judged_too(generator, tmp_path, monkeypatch):
     monkeypatch.setattr(Generator, "load", lambda *_: generator)
     out = tmp_path / "table.json"
-    command = ["--checkpoint", "x", "--out", str(out), "--seeds", "1", "--sentences", "1"]
+    command = ["--checkpoint", "x", "--out", str(out), "--seeds", "1", "--sentences", "2"]
     assert judge.main([*command, "--rows", "2 references", "--controls", ""]) == 0
     [row] = json.loads(out.read_text())["rows"]
-    assert row["columns"]["identity"]["values"] == 2
+    assert row["columns"]["identity"]["values"] == 2 * 2  # sentences, places
 
 
 def test_untrained_weights_are_others_with_the_same_autoencoder(generator, monkeypatch):

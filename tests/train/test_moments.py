@@ -181,7 +181,7 @@ def test_the_command_on_four_devices_gives_the_same(place, encoded, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "name the autoencoder" in run().stderr
+    assert "expected --autoencoder=..., run.init_from or run.autoencoder" in run().stderr
     flag = f"--config.run.autoencoder={folder / 'ae.safetensors'}"
     done = run(flag)
     assert done.returncode == 0, done.stderr
