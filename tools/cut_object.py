@@ -72,7 +72,7 @@ def _cut(options: argparse.Namespace) -> None:
             cut = cutting.find(photograph)
         except ValueError as error:
             raise ValueError(f"{options.photograph}: {error} with --box") from error
-    made = cutting.crop(photograph, cut, options.side, options.ground or "")
+    made = cutting.crop(photograph, cut, options.side, options.ground)
     try:
         pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         made.save(options.out)

@@ -18,7 +18,6 @@ from inset_jax.evaluate.held_out import AS_WRITTEN, CONDITIONS, Sentence
 
 UNTRAINED = "untrained weights"
 UNRELATED = "target of another sentence"  # in place of a drawing: what any good picture gets
-NO_CHANCE = ("counts", "editing", "frames")  # rows with columns that chance has no figure for
 EVERY = 10.0  # seconds between two lines of progress
 
 
@@ -74,23 +73,30 @@ def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[st
 
 
 def plans(exams: Mapping[str, Sequence[Scene]], controls: Sequence[str]) -> list[Plan]:
-    """All rows as written, those of `controls` under every control, and what says chance's share.
+    """All rows as written, counts and changes as UNRELATED pictures, `controls` under each control.
 
     A control that changes none of a row's sentences is left out: of one picture, none is swapped.
 
     Raises:
       ValueError: a control of a row that does not exist.
     """
-    from inset_jax.engine.exam import ROWS
+    from inset_jax.engine.exam import REFERENCES, ROWS
 
     if unknown := [row for row in controls if row and row not in ROWS]:
         raise ValueError(f"controls of {', '.join(unknown)}: there are {', '.join(ROWS)}")
+    changes = lambda control, row: any(
+        held_out.applies(control, sentence(scene)) for scene in exams[row]
+    )
     chosen = [row for row in controls if row in exams]
-    under = [Plan(row, control) for row in chosen for control in [*CONDITIONS[1:], UNTRAINED]]
     return [
         *(Plan(row, AS_WRITTEN) for row in exams),
-        *(Plan(row, UNRELATED) for row in exams if row in NO_CHANCE),
-        *(plan for plan in under if concerned(plan.condition, exams[plan.row], exams[plan.row])[0]),
+        *(Plan(row, UNRELATED) for row in exams if row not in REFERENCES),
+        *(
+            Plan(row, control)
+            for row in chosen
+            for control in [*CONDITIONS[1:], UNTRAINED]
+            if changes(control, row)
+        ),
     ]
 
 

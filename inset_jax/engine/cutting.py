@@ -74,13 +74,15 @@ def square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     return int(x), int(y), int(x + side), int(y + side)
 
 
-def crop(photograph: Image.Image, cut: Cut, side: int = CROP, ground: str = "") -> Image.Image:
+def crop(
+    photograph: Image.Image, cut: Cut, side: int = CROP, ground: str | None = None
+) -> Image.Image:
     """Returns the object as a square picture.
 
     Args:
       side: of the result, pixels.
-      ground: a colour (a name or #rrggbb) to stand on; "" keeps the photograph's own ground. Beyond
-        the photograph's edges is that colour, or the mean colour of the photograph's border.
+      ground: a colour (a name or #rrggbb) to stand on; None keeps the photograph's own. Beyond the
+        photograph's edges is that colour, or the mean colour of the photograph's border.
     """
     photograph = photograph.convert("RGB")
     left, top, right, bottom = cut.box

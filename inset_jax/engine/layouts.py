@@ -27,7 +27,7 @@ MOST = max(SHAPES)
 LARGEST = CELL * max(cells for shapes in SHAPES.values() for shape in shapes for cells in shape)
 COPIES = (2, 3, 4)  # of one object, where a sentence counts
 STEPS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
-# The middles of two of which one stands in front: it hides a tenth of the other, 46% at most.
+# The middles of two of which one stands in front: on average it hides a tenth of the other.
 BEHIND, IN_FRONT = (0.875, 0.84375), (1.25, 1.28125)
 
 

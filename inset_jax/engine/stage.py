@@ -25,7 +25,7 @@ class WorldConfig:
 
     How large an object is and where it stands, its sentence tells: ranges of one number. Where no
     word told them, most of what a small model learned was to guess them (docs/lab_log.md). Turns
-    are drawn.
+    are not told.
     """
 
     objects: tuple[float, ...] = (0.12, 0.28, 0.15, 0.13, 0.1, 0.09, 0.07, 0.06)  # how many: 1 to 8
