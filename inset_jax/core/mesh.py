@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "small": (),  # dimensions too small or too odd to split
     "pack": ("dcn", "fsdp"),
+    "matrix": AXES,  # of a stack, while Muon turns each by itself
     "token": ("context",),
     "key": (),
     "feature": (),

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from inset_jax.core import mesh as meshes
 from inset_jax.core.batch import STREAMS
 from inset_jax.core.config import OptimizerConfig
 from inset_jax.model.inset import FROZEN
@@ -123,7 +124,8 @@ def create(config: OptimizerConfig, steps: int) -> Optimizer:
         if matrices:
             muon = _muon(matrices)
             before = muon.init(matrices)._replace(count=count, **wide(state["muon"]))
-            turned, moments = muon.update(matrices, before)
+            before = before._replace(mu=_shared_out(before.mu))
+            turned, moments = muon.update(_shared_out(matrices), before)
             moves = merge(moves, _scaled(turned))
             new_state["muon"] = kept(moments)
         learning_rate = jnp.asarray(rate(count), jnp.float32)
@@ -188,6 +190,20 @@ def _muon(matrices: Tree) -> optax.GradientTransformation:
         matrices,
     )
     return optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=numbers)
+
+
+def _shared_out(matrices: Tree) -> Tree:
+    """Gives each device whole matrices of its own, of stacks that divide by the devices.
+
+    Newton-Schulz is products of a matrix with itself: devices that have the same matrices would all
+    turn all of them, and devices that have parts exchange them at every product.
+    """
+
+    def shared(stack: jax.Array) -> jax.Array:
+        whole = _is_convolution(stack) or not meshes.dividing("matrix", len(stack))
+        return stack if whole else meshes.constrain(stack, ("matrix", None, None))
+
+    return jax.tree.map(shared, matrices)
 
 
 def _is_convolution(kernel: jax.Array) -> bool:

@@ -1,5 +1,8 @@
 """The optimizer against its equations, on trees of a few numbers."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -7,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inset_jax.core import simulated
 from inset_jax.core.config import OptimizerConfig
 from inset_jax.train import optim
 
@@ -137,6 +141,37 @@ def test_muon_orthogonalises_each_matrix_of_a_stack_and_leaves_the_rest_to_adamw
     assert np.sum(np.asarray(update) * (u @ vt)) / (2 * 4) > 0.8
     assert "und" not in state["adam"]["mu"]["llm"].get("layers", {})
     assert set(state["muon"]) == {"mu"}
+
+
+TWO_DEVICES = """
+import re, jax, numpy as np
+from inset_jax.core import mesh as meshes
+from inset_jax.core.config import MeshConfig, OptimizerConfig
+from inset_jax.train import optim
+
+draw = np.random.default_rng(0).standard_normal
+trained, grads = ({"layers": {"kernel": draw((4, 6, 5)).astype("float32")}} for _ in range(2))
+optimizer = optim.create(OptimizerConfig(name="muon", warmup_steps=0), 10)
+state = optimizer.init(trained)
+alone = jax.jit(optimizer.update)(grads, state, trained)
+with jax.set_mesh(meshes.build(MeshConfig(dcn=2, fsdp=1))):
+    both = jax.jit(optimizer.update).lower(grads, state, trained).compile()
+near = lambda a, b: np.testing.assert_allclose(a, b, 1e-5)
+jax.tree.map(near, alone, both(grads, state, trained))
+print({shape for shape in re.findall(r"f32.([0-9]+),5,5", both.as_text())})
+"""
+
+
+def test_each_device_turns_matrices_of_its_own():
+    several = simulated.several(2)
+    ran = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES],
+        env=os.environ | several,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.strip() == "{'2'}"  # products of two of the four
 
 
 def test_average_has_no_warm_up():
