@@ -48,7 +48,7 @@ class Said(NamedTuple):
     """What scenes may say: a part of it makes an easier world."""
 
     relations: tuple[str, ...] = tuple(phrases.PAIRS)  # of two
-    phrasings: int = phrases.MOST_PHRASINGS  # of one, of each relation, of spots: the first so many
+    phrasings: int = phrases.MOST_PHRASINGS  # of one, each relation, spots, chains: at most so many
     ways: tuple[str, ...] = WAYS  # of three and more
 
 
@@ -107,31 +107,22 @@ def centre_of(shape: tuple[int, int], spot: tuple[str, str]) -> tuple[float, flo
     return (column + 0.5) * shape[0] / len(across), (row + 0.5) * shape[1] / len(down)
 
 
-def chain(shape: tuple[int, int], count: int, draws: Draws) -> Layout:
-    """Each object beside one that was named before it; the whole in the middle."""
-    cells, links = [(0, 0)], []
-    while len(cells) < count:
-        base, relation = draws.whole(0, len(cells) - 1), draws.pick(list(STEPS))
-        step = STEPS[relation]
-        cell = (cells[base][0] + step[0], cells[base][1] + step[1])
-        if cell in cells or not _fits([*cells, cell], shape):
-            continue
-        cells.append(cell)
-        links.append((base, relation))
-    low = [min(cell[dim] for cell in cells) for dim in range(2)]
-    high = [max(cell[dim] for cell in cells) for dim in range(2)]
-    centres = [
-        tuple(shape[dim] / 2 + cell[dim] - (low[dim] + high[dim]) / 2 for dim in range(2))
-        for cell in cells
-    ]
-    return Layout("chain", shape, centres, list(range(count)), phrases.of_chain(links, draws))
-
-
-def _fits(cells: Sequence[tuple[int, int]], shape: tuple[int, int]) -> bool:
-    return all(
-        max(cell[dim] for cell in cells) - min(cell[dim] for cell in cells) < shape[dim]
-        for dim in range(2)
-    )
+def chain(
+    shape: tuple[int, int], count: int, draws: Draws, phrasings: int = phrases.MOST_PHRASINGS
+) -> Layout:
+    """The first object at a spot that is said, each other one beside one named before it."""
+    first = draws.pick(all_spots(shape))
+    centres, links = [centre_of(shape, first)], []
+    while len(centres) < count:
+        base, relation = draws.whole(0, len(centres) - 1), draws.pick(list(STEPS))
+        across, down = STEPS[relation]
+        centre = (centres[base][0] + across, centres[base][1] + down)
+        within = 0 < centre[0] < shape[0] and 0 < centre[1] < shape[1]
+        if within and centre not in centres:
+            centres.append(centre)
+            links.append((base, relation))
+    sentence = phrases.of_chain(phrases.spot_name(first, draws), links, draws, phrasings)
+    return Layout("chain", shape, centres, list(range(count)), sentence)
 
 
 def _divided(count: int, longest: int, most: int, draws: Draws) -> list[int]:
@@ -194,7 +185,7 @@ def draw_layout(count: int, counted: bool, draws: Draws, said: Said | None = Non
     ways = [way for way in said.ways if way != "chain" or count <= phrases.LONGEST_CHAIN]
     way = draws.pick(ways or ["spots"])
     if way == "chain":
-        return chain(shape, count, draws)
+        return chain(shape, count, draws, said.phrasings)
     if way == "spots":
         return spots(shape, count, draws, said.phrasings)
     return _lines(shape, count, False, draws)

@@ -150,15 +150,21 @@ def of_spots(names: Sequence[str], draws: Draws, phrasings: int = MOST_PHRASINGS
     return on_ground("; ".join(f"{name} a {{{n}}}" for n, name in enumerate(names)), draws)
 
 
-def of_chain(links: Sequence[tuple[int, str]], draws: Draws) -> str:
-    """A sentence in which each object is said to stand beside one that was named before it.
+def of_chain(
+    spot: str, links: Sequence[tuple[int, str]], draws: Draws, phrasings: int = MOST_PHRASINGS
+) -> str:
+    """A sentence in which each object but the first stands beside one that was named before it.
 
     Args:
-      links: for each object but the first, the number of that one and the relation to it.
+      spot: where the first one is. Without it no word would tell where the whole stands.
+      links: for each of the others, the number of that one and the relation to it.
+      phrasings: 1 says each place before its picture.
     """
-    said = [f"a {{0}} and, {draws.pick(RELATIONS[links[0][1]])} it, a {{1}}"]
+    said = [f"{spot} a {{0}} and, {draws.pick(RELATIONS[links[0][1]])} it, a {{1}}"]
+    after = phrasings > 1 and draws.chance(0.5)
     for number, (base, relation) in enumerate(links[1:], 2):
-        said.append(f"a {{{number}}} {draws.pick(RELATIONS[relation])} the {ORDINALS[base]}")
+        thing, place = f"a {{{number}}}", f"{draws.pick(RELATIONS[relation])} the {ORDINALS[base]}"
+        said.append(f"{thing} {place}" if after else f"{place} {thing}")
     return on_ground("; ".join(said), draws)
 
 

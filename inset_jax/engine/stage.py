@@ -32,7 +32,7 @@ class WorldConfig:
     kinds: tuple[float, ...] = (0.78, 0.06, 0.08, 0.05, 0.03)  # of world.KINDS
     relations: tuple[str, ...] = tuple(phrases.PAIRS)  # of scenes of two, some of them
     ways: tuple[str, ...] = layouts.WAYS  # of scenes of more, some of them
-    phrasings: int = phrases.MOST_PHRASINGS  # of one object, each relation, spots: so many, at most
+    phrasings: int = phrases.MOST_PHRASINGS  # of one, each relation, spots, chains: at most so many
     reference: int = 32  # side of a reference picture,
     filled: tuple[float, float] = (0.76, 0.94)  # of it by the object's side,
     shifted: float = 1.0  # how much of the room that leaves its middle may be off

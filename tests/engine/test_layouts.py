@@ -29,6 +29,7 @@ def test_every_sentence_shows_each_picture_once(count):
 
 def test_each_place_is_said_as_it_is():
     """Rows, spots and chains are read back from their sentences."""
+    seen = set()
     for number in range(200):
         layout = layouts.spots((3, 3), 6, Draws(number))
         for at, (x, y) in zip(layout.numbers, layout.centres, strict=True):
@@ -38,16 +39,20 @@ def test_each_place_is_said_as_it_is():
         layout = layouts.chain((3, 3), 5, Draws(number))
         place = dict(zip(layout.numbers, layout.centres, strict=True))
         assert min(map(min, layout.centres)) >= 0.5 and max(map(max, layout.centres)) <= 2.5
-        clauses = layout.sentence.replace("On {ground}, ", "").split(";")
-        for at, clause in enumerate(clauses[1:], 2):
+        first, *clauses = layout.sentence.lower().replace("on {ground}, ", "").split(";")
+        (x, y), (spot, second) = place[0], first.split("a {0} and,")
+        assert ("left" in spot) == (x < 1) and ("right" in spot) == (x > 2), first
+        assert ("top" in spot) == (y < 1) and ("bottom" in spot) == (y > 2), first
+        for at, clause in enumerate([second.replace("it", "the first"), *clauses], 1):
             base = next(n for n, word in enumerate(phrases.ORDINALS) if f"the {word}" in clause)
-            said = clause.split(f"{{{at}}}")[1].strip()
             relation = next(
                 name
                 for name, words in phrases.RELATIONS.items()
-                if any(said.startswith(word) for word in words)
+                if any(f"{word} the" in clause for word in words)
             )
             assert tuple(np.subtract(place[at], place[base])) == layouts.STEPS[relation]
+            seen.add(clause.split()[0] == "a")
+    assert seen == {True, False}  # the place after the picture, and before it
     layout = layouts.lines((3, 2), [[0, 1, 2], [3, 3]], False, Draws(0))
     assert layout.centres == [(0.5, 0.5), (1.5, 0.5), (2.5, 0.5), (0.75, 1.5), (2.25, 1.5)]
     layout = layouts.lines((2, 3), [[0, 1], [2]], True, Draws(0))
