@@ -79,7 +79,17 @@ def _cut(options: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:  # ValueError: no picture format has such a name
         raise ValueError(f"{options.out}: cannot be written: {error}") from error
     left, top, right, bottom = cut.box
-    print(f"{options.out}: pixels {left},{top} to {right},{bottom} of {options.photograph}")
+    told = f"{options.out}: pixels {left},{top} to {right},{bottom} of {options.photograph}"
+    if cut.mask is None:
+        print(told)
+        return
+    print(f"{told}; the object is {cut.mask.mean():.0%} of the photograph")
+    if cut.mask.mean() > cutting.LARGE:
+        print(
+            f"{options.photograph}: that is much, perhaps a ground that is darker at the borders: "
+            "if the cut shows more than the object, say where it is with --box",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

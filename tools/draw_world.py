@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     flag("--world", nargs="+", default=(), metavar="NAME=VALUE", help=other)
     flag("--config", default="configs/demo.py", help="gives the vocabulary's size (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.draws is not None and options.draws < 1:
+        parser.error("--draws: at least 1; without it a record has no target")
     return outcome.status(lambda: _draw(options), failure=1, resumes=True)
 
 

@@ -76,16 +76,14 @@ def _judge(options: argparse.Namespace) -> int:
         sum(judging.work(plan, exams[plan.row], options.seeds) for plan in plans)
     )
     began, rows = time.time(), []
+    facts = judging.facts(generator, options, art) | {"left_out": left_out}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for plan in plans:
         rows.append(judging.row(plan, exams[plan.row], generator, art, options, progress))
         print(table.text(table.table(rows[-1:], by_chance)[:2]), flush=True)
-    facts = judging.facts(generator, options, art) | {
-        "seconds": round(time.time() - began),
-        "left_out": left_out,
-        "rows": table.to_json(rows),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        # after each row: what is measured outlives a run that is cut
+        facts |= {"seconds": round(time.time() - began), "rows": table.to_json(rows)}
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
     print("\n" + table.text(table.table(rows, by_chance)))
     for row, reason in left_out.items():
         print(f"left out: {row}: {reason}")

@@ -30,6 +30,7 @@ SURE = 5.0  # nats that one pixel says at most about it
 NEAR = 3  # pixels about the object that belong to neither
 GAP = 3  # pixels between two parts of one object
 SMALLEST, LARGEST = 0.005, 0.9  # share of a photograph that an object covers
+LARGE = 0.35  # from here on it may be the ground's lighter middle that was found
 MARGIN = 0.06  # of the object's longer side, left around it
 
 

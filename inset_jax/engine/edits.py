@@ -137,26 +137,27 @@ def _paint(stage: Stage) -> Change:
 
 
 def _move(stage: Stage) -> Change:
-    """One of two goes to the other's other side, or one of several to a free spot."""
+    """One of two goes to another side of the other, or one of several to a free spot."""
+    draws = stage.draws
     count = max(stage.count(MOST_OBJECTS), 2)
     if count == 2:
-        first, then = stage.draws.order(list(layouts.STEPS))[:2]
-        layout = layouts.pair(first, stage.draws)
-        before = stage.fill(layout).after
-        moved = layouts.pair(then, stage.draws)
-        places = (stage.place(n, moved, moved.centres[n]) for n in range(2))
-        places = tuple(
-            old._replace(x=new.x, y=new.y) for old, new in zip(before.places, places, strict=True)
-        )
-        where = f"{stage.draws.pick(phrases.RELATIONS[then])} the {{1}}"
-        order = [0, 1]
+        shape = (2, 2)
+        still = layouts.centre_of(shape, draws.pick(layouts.all_spots(shape)))
+        beside = {
+            relation: (still[0] + across, still[1] + down)
+            for relation, (across, down) in layouts.STEPS.items()
+            if 0 < still[0] + across < shape[0] and 0 < still[1] + down < shape[1]
+        }
+        first, then = draws.order(list(beside))
+        layout, centre = Layout(first, shape, [beside[first], still], [0, 1], ""), beside[then]
+        where, order = f"{draws.pick(phrases.RELATIONS[then])} the {{1}}", [0, 1]
     else:
         layout, _, where, centre = _spots(stage, count)
-        before = stage.fill(layout).after
-        goal = stage.place(0, layout, centre)
-        places, order = _at(before, 0, x=goal.x, y=goal.y), [0]
-    sentence = stage.draws.pick(MOVE).format(where)
-    return _change("move", sentence, order, before._replace(places=places), before)
+        order = [0]
+    before = stage.fill(layout).after
+    goal = stage.place(0, layout, centre)
+    after = before._replace(places=_at(before, 0, x=goal.x, y=goal.y))
+    return _change("move", draws.pick(MOVE).format(where), order, after, before)
 
 
 def _swap(stage: Stage) -> Change:

@@ -12,6 +12,7 @@ from inset_jax.engine.world import KINDS, Scene, draw_scene
 SEED = 1  # not that of the records: their held-out scenes choose checkpoints
 REFERENCES = {f"{count} reference{'s' * (count > 1)}": count for count in range(1, MOST + 1)}
 ROWS = (*REFERENCES, "counts", "editing", "frames")
+APART = 1_000_000  # scenes between the first ones of two rows: no row shares its draws with another
 
 
 def scenes(artwork: Artwork, row: str, count: int, world: WorldConfig | None = None) -> list[Scene]:
@@ -35,4 +36,6 @@ def scenes(artwork: Artwork, row: str, count: int, world: WorldConfig | None = N
     else:
         changes = {}
     config = dataclasses.replace(world or WorldConfig(), kinds=kinds, **changes)
-    return [draw_scene(artwork, "validation", SEED, number, config) for number in range(count)]
+    first = ROWS.index(row) * APART
+    numbers = range(first, first + count)
+    return [draw_scene(artwork, "validation", SEED, number, config) for number in numbers]

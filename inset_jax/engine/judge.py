@@ -3,9 +3,12 @@
     identity    at each place, the right one of all candidates explains the drawing best
     sharp       the same without tolerance for blur
     relation    for each two objects: they stand where they should rather than the other way round
-                (half right where a drawing cannot tell: a picture of one colour is left to chance)
-    count       of an object that should stand there several times: every copy is there
-    attribute   of an edit or a second frame: what should have changed has
+                (half right where a drawing cannot tell: a picture of one colour is left to chance),
+                and who should stand in front hides the other rather than the other way round
+    count       of an object that should stand there several times: every copy is there, no other
+                candidate explains them all better, and it stands nowhere else
+    attribute   of an edit or a second frame: what should have changed has, and every object that
+                should be there is
 
 Shifts up to matching.SHIFT pixels, 8% of size and blur that leaves colours and outlines where they
 were are forgiven, in all but `sharp`. Copies beyond those that were asked for are not looked for.
@@ -18,15 +21,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from inset_jax.engine import matching
 from inset_jax.engine.artwork import COLOURS, Artwork, Thing
 from inset_jax.engine.edits import PAINTS
 from inset_jax.engine.matching import Scores
 from inset_jax.engine.sprites import Look
-from inset_jax.engine.world import Scene
+from inset_jax.engine.world import Scene, show
 
 PRESENT = 0.3  # of what a perfect drawing of an object explains: from here on it is there
+BLURS = (0.0, 1.5, 3.0)  # pixels, as which an overlap may be drawn
 TURNS = (0, 90, 180, -90)  # degrees between which a tipped object is told
 
 
@@ -64,9 +69,9 @@ def judge(
     return Verdict(
         tuple(_rank(found[n].score, own[n]) for n in new),
         tuple(_rank(found[n].sharp, own[n]) for n in new),
-        tuple(_relations(found, own, new)),
+        tuple(_relations(scene, drawing, found, own)),
         tuple(_counts(found, own)),
-        _attribute(scene, drawing, artwork) if scene.source is not None else None,
+        _attribute(scene, drawing, artwork, found, own) if scene.source is not None else None,
     )
 
 
@@ -97,30 +102,53 @@ def _rank(scores: np.ndarray, own: int) -> int:
     return int((scores < scores[own]).sum())
 
 
-def _relations(found: Sequence[Scores], own: Sequence[int], new: Sequence[int]):
+def _relations(scene: Scene, drawing: np.ndarray, found: Sequence[Scores], own: Sequence[int]):
     """For each two places of different objects: 1.0 as they should be, 0.0 better exchanged."""
+    new = [place not in scene.source_places for place in scene.places]
     for one, two in itertools.combinations(range(len(own)), 2):
-        if own[one] != own[two] and (one in new or two in new):
+        if own[one] != own[two] and (new[one] or new[two]):
             a, b = found[one].score, found[two].score
             right, wrong = a[own[one]] + b[own[two]], a[own[two]] + b[own[one]]
-            yield 0.5 if right == wrong else float(right < wrong)
+            beside = 0.5 if right == wrong else float(right < wrong)
+            yield min(beside, _in_front(scene, drawing)) if scene.relation == "front" else beside
+
+
+def _in_front(scene: Scene, drawing: np.ndarray) -> float:
+    """1.0 where the overlap of two looks more like the target than with the other one in front.
+
+    Also where what overlaps is empty, as corners of round objects are.
+    """
+    exchanged = scene.backdrop.copy()
+    show(scene._replace(places=scene.places[::-1]), exchanged)
+    overlap = (scene.target != exchanged).any(-1)
+    soft = lambda picture: [gaussian_filter(picture, (blur, blur, 0)) for blur in BLURS]
+    nearest = lambda one: min(_squares(as_soft, drawing, overlap) for as_soft in soft(one))
+    return float(nearest(scene.target) <= nearest(exchanged))
+
+
+def _squares(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
+    """Sum of the squared differences of two pictures at bool [height, width]."""
+    return float(((one[where].astype(np.float32) - other[where]) ** 2).sum())
 
 
 def _counts(found: Sequence[Scores], own: Sequence[int]):
-    """For each object with several places: it, and no other of the scene, is at all of them."""
+    """For each object with several places: it, and no other, is at all of them and nowhere else."""
     for thing in dict.fromkeys(own):
         at = [place for place, number in enumerate(own) if number == thing]
         if len(at) < 2:
             continue
-        others = [number for number in own if number != thing]
-        yield all(
-            found[place].strength[thing] > PRESENT
-            and all(found[place].score[thing] < found[place].score[other] for other in others)
-            for place in at
+        others = [(place, number) for place, number in enumerate(own) if number != thing]
+        yield (
+            _rank(sum(found[place].score for place in at), thing) == 0
+            and all(found[place].strength[thing] > PRESENT for place in at)
+            and all(found[p].score[thing] < found[p].score[n] for p in at for _, n in others)
+            and all(
+                found[place].score[number] < found[place].score[thing] for place, number in others
+            )
         )
 
 
-def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork) -> bool:
+def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork, found, own) -> bool:
     """What was to change: the ground or a colour is the said one, a turn too; or it is elsewhere.
 
     ground      nearest in mean colour and spread, of all grounds, where no object stands
@@ -128,14 +156,15 @@ def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork) -> bool:
     tip         the turn that does, of four
     others      nearer to the target than to the source where these differ
     """
+    if not all(scores.strength[n] > PRESENT for scores, n in zip(found, own, strict=True)):
+        return False
     if scene.relation == "ground":
         return _nearest_ground(scene, drawing, artwork) == scene.ground
     if scene.relation in ("paint", "tip"):
         return _nearest_look(scene, drawing)
-    source, target = (picture.astype(np.float32) for picture in (scene.source, scene.target))
-    changed = (source != target).any(-1)
-    error = [((drawing - one)[changed] ** 2).sum() for one in (target, source)]
-    return bool(error[0] < error[1])
+    changed = (scene.source != scene.target).any(-1)
+    new, old = (_squares(picture, drawing, changed) for picture in (scene.target, scene.source))
+    return new < old
 
 
 def _nearest_ground(scene: Scene, drawing: np.ndarray, artwork: Artwork) -> str:

@@ -105,7 +105,8 @@ def put(canvas: np.ndarray, pixels: Pixels, x: int, y: int) -> None:
     rows, columns = pixels.colour.shape[:2]
     top, left = y - rows // 2, x - columns // 2
     above, before = max(-top, 0), max(-left, 0)
-    inside = slice(above, canvas.shape[0] - top), slice(before, canvas.shape[1] - left)
+    below, after = max(canvas.shape[0] - top, 0), max(canvas.shape[1] - left, 0)
+    inside = slice(above, below), slice(before, after)
     colour, through = pixels.colour[inside], pixels.through[inside]
     if not colour.size:
         return

@@ -33,7 +33,7 @@ DRAWS = 1
 
 USUAL = WorldConfig()
 CHANGEABLE = [f.name for f in dataclasses.fields(USUAL) if f.name not in ("objects", "kinds")]
-VERSION = 5  # of what is drawn: count up when scenes change, and stored shards are made anew
+VERSION = 6  # of what is drawn: count up when scenes change, and stored shards are made anew
 SPOKEN = 4000  # scenes whose words a tokenizer is made of
 SUFFIXES = (".webp", ".json", ".jpg")  # of artwork
 

@@ -88,6 +88,20 @@ def test_a_photograph_of_nothing_asks_for_a_box(tmp_path, capsys):
     assert "flat.png: --box 50,5,70,35 lies outside its 50x40 pixels" in capsys.readouterr().err
 
 
+def test_a_cut_that_may_be_the_ground_says_so(art, tmp_path, capsys):
+    photo, out = str(tmp_path / "photo.png"), str(tmp_path / "out.png")
+    photograph(art, 3, np.full((240, 320, 3), 150, np.uint8))[0].save(photo)
+    assert cut_object.main([photo, out]) == 0
+    told = capsys.readouterr()
+    assert "the object is 6% of the photograph" in told.out and not told.err
+    y, x = np.mgrid[-1:1:240j, -1:1:320j]
+    darker = 150 * (1 - 0.3 * (x**2 + y**2)[..., None]) * np.ones(3)
+    photograph(art, 3, darker.astype(np.uint8))[0].save(photo)
+    assert cut_object.main([photo, out]) == 0
+    told = capsys.readouterr().err
+    assert "photo.png: that is much" in told and "--box" in told
+
+
 def test_a_file_that_is_no_picture_is_named(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("hello")
     assert cut_object.main([str(tmp_path / "notes.txt"), str(tmp_path / "out.png")]) == 1

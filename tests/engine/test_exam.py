@@ -23,6 +23,12 @@ def test_each_row_has_what_its_name_says(art):
                 assert scene.kind.startswith({"editing": "editing", "frames": "video"}[row])
 
 
+def test_no_row_has_the_draws_of_another(art):
+    first = [exam.scenes(art, row, 3) for row in ("3 references", "4 references", "counts")]
+    for ours, theirs, counted in zip(*first, strict=True):
+        assert len({ours.things[0].name, theirs.things[0].name, counted.things[0].name}) > 1
+
+
 def test_an_easier_world_can_be_asked_about(art):
     easier = world_records.config_of(changes=["relations=left", "phrasings=1", "sizes=0"])
     for scene in exam.scenes(art, "2 references", 6, easier):

@@ -157,6 +157,45 @@ def test_a_missing_copy_is_counted(art):
     assert share(judged(art, scenes, drawings), "counts") == 0.0
 
 
+def test_wrong_objects_are_not_counted(art):
+    """Neither as many of another, nor the counted one at every place."""
+    scenes = draw(art, 12, objects=(0, 0, 1, 1), counts=1.0)
+    pool = art.things["validation"]
+    others = [
+        [next(t for t in pool[n:] if t.group not in {s.group for s in scene.things})]
+        * len(scene.things)
+        for n, scene in enumerate(scenes)
+    ]
+    drawings = [repainted(scene, things) for scene, things in zip(scenes, others, strict=True)]
+    assert share(judged(art, scenes, drawings), "counts") == 0.0
+    drawings, several = [], [scene for scene in scenes if len(scene.things) > 1]
+    for scene in several:
+        numbers = [place.thing for place in scene.places]
+        copied = next(n for n in numbers if numbers.count(n) > 1)
+        drawings.append(repainted(scene, [scene.things[copied]] * len(scene.things)))
+    assert share(judged(art, several, drawings), "counts") == 0.0
+
+
+def test_who_stands_behind_is_not_in_front(art):
+    scenes = draw(art, 12, relations=("front",), counts=0.0)
+    back = lambda scene: repainted(scene, places=scene.places[::-1])
+    overlapping = [scene for scene in scenes if (back(scene) != scene.target).any()]
+    assert len(overlapping) > 8
+    exchanged = judged(art, overlapping, [back(scene) for scene in overlapping])
+    assert share(exchanged, "relations") == 0.0 and share(exchanged, "ranks") > 0.9
+    assert share(judged(art, scenes, [scene.target for scene in scenes]), "relations") == 1.0
+    soft = judged(art, scenes, [blurred(scene, 2.0) for scene in scenes])
+    assert share(soft, "relations") == 1.0
+
+
+def test_a_bare_ground_is_no_edit(art):
+    kinds = tuple(float(name == "editing") for name in world.KINDS)
+    scenes = draw(art, 20, objects=(1, 2, 1, 1), kinds=kinds)
+    assert {"remove", "ground"} <= {scene.relation for scene in scenes}
+    for verdict in judged(art, scenes, [scene.backdrop for scene in scenes]):
+        assert verdict.attribute is False
+
+
 @pytest.mark.parametrize("kind", ["editing", "video-interleaved"])
 def test_what_was_to_change_has_changed_in_the_target_and_not_in_the_source(art, kind):
     kinds = tuple(float(name == kind) for name in world.KINDS)

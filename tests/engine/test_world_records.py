@@ -131,6 +131,12 @@ def test_shares_are_said_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "expected at most 5" in capsys.readouterr().err
 
 
+def test_a_target_stands_in_its_record(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        draw_world.main(["--out", str(tmp_path), "--draws", "0"])
+    assert "--draws: at least 1" in capsys.readouterr().err
+
+
 def test_other_fields_of_the_world_are_said_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(world_records, "SPOKEN", 10)
     command = ["--out", str(tmp_path / "w"), "--train", "12", "--validation", "1"]

@@ -74,6 +74,20 @@ def test_the_command_draws_every_row_and_writes_what_it_prints(stand_in, tmp_pat
     assert "left out: 8 references" in printed and "chance" in printed
 
 
+def test_rows_outlive_a_run_that_is_cut(stand_in, tmp_path, monkeypatch):
+    out, row = tmp_path / "table.json", judging.row
+
+    def cut(plan, *others):
+        if plan.row == "frames":
+            raise KeyboardInterrupt
+        return row(plan, *others)
+
+    monkeypatch.setattr(judging, "row", cut)
+    command = ["--checkpoint", "nowhere", "--out", str(out), "--sentences", "2", "--seeds", "1"]
+    assert judge.main([*command, "--rows", "1 reference,frames", "--controls", ""]) != 0
+    assert [row["sentences"] for row in json.loads(out.read_text())["rows"]] == ["1 reference"]
+
+
 def test_controls_are_drawn_from_the_same_noise(stand_in, tmp_path):
     command = ["--checkpoint", "x", "--out", str(tmp_path / "t.json"), "--sentences", "2"]
     assert judge.main([*command, "--rows", "2 references", "--controls", "2 references"]) == 0
