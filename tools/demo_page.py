@@ -56,7 +56,7 @@ def draw_before(
     generator.config = edit(generator.config, sample=sampling)
     sentences, watch = held_out.read(prompts), Watch()
     drawings = held_out.draw(generator, sentences, watch=watch)
-    print(f"{len(sentences)} pictures, {watch.seconds:.2f} s each in the fastest run", flush=True)
+    print(f"{len(sentences)} pictures, {watch.seconds:.2f} s each at best", flush=True)
     return drawings
 
 
@@ -229,7 +229,7 @@ def _told(results: Results, times: Mapping[str, float], killed: int) -> dict[str
         facts["whole demo"] = spell(times["everything"])
     else:
         facts["drawing and judging"] = spell(times["everything"])
-    facts["a picture"] = f"{results.seconds:.2f} s, several drawn together"
+    facts["a picture"] = f"{results.seconds:.2f} s at best, several drawn together"
     facts["machine"] = f"{os.cpu_count()} CPU cores"
     return facts
 
