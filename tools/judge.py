@@ -7,7 +7,8 @@ of another sentence, swapped ones (of several each place gets the next one's, wh
 of places that are no neighbours to chance), none, and untrained weights. Counts, edits and second
 frames also with another sentence's target in place of the drawing, because chance has no figure for
 their columns. Columns, each with a 95% interval over sentences: inset_jax/engine/judge.py says what
-they mean. A row whose pictures are larger than the model can draw is left out, and said so.
+they mean. Sentences that the model cannot draw, longer or with larger pictures than it knows, are
+left out, and said so.
 """
 
 from __future__ import annotations

@@ -60,16 +60,25 @@ def sentence(scene: Scene) -> Sentence:
 
 
 def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[str, str]]:
-    """Divides rows into those that a model can draw, and the reasons for the others."""
-    can, cannot = {}, {}
+    """Leaves out sentences that a model cannot draw, and rows with fewer than two that it can.
+
+    Returns:
+      the rows with their other sentences; by row how many are left out, and why the first one is.
+    """
+    can, left_out = {}, {}
     for row, scenes in exams.items():
-        try:
-            for scene in scenes:
+        fitting, reasons = [], []
+        for scene in scenes:
+            try:
                 held_out.check(generator, sentence(scene))
-            can[row] = scenes
-        except ValueError as error:
-            cannot[row] = str(error)
-    return can, cannot
+                fitting.append(scene)
+            except ValueError as error:
+                reasons.append(str(error))
+        if reasons:
+            left_out[row] = f"{len(reasons)} of {len(scenes)} sentences: {reasons[0]}"
+        if len(fitting) > 1:
+            can[row] = fitting
+    return can, left_out
 
 
 def plans(exams: Mapping[str, Sequence[Scene]], controls: Sequence[str]) -> list[Plan]:

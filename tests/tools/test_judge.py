@@ -130,6 +130,18 @@ def test_sentences_of_too_many_tokens_leave_their_row_out(stand_in, tmp_path):
     assert "at most 110 fit" in facts["left_out"]["5 references"]
 
 
+def test_a_sentence_of_too_many_tokens_leaves_its_row_to_the_others(stand_in):
+    scenes = exam.scenes(artwork.load("assets/demo"), "2 references", 12)
+    lengths = []
+    for most in range(60, 200):
+        stand_in.config = edit(stand_in.config, data__max_example_tokens=most)
+        can, left_out = judging.drawable({"2 references": scenes}, stand_in)
+        lengths.append(len(can.get("2 references", ())))
+        out = len(scenes) - lengths[-1]
+        assert (f"{out} of 12 sentences: prompt: " in left_out["2 references"]) if out else can
+    assert lengths == sorted(lengths) and {0, len(scenes)} < set(lengths)
+
+
 def test_an_unknown_row_is_refused(stand_in, tmp_path, capsys):
     command = ["--checkpoint", "x", "--out", str(tmp_path / "t.json"), "--rows", "9 references"]
     assert judge.main(command) == 1
