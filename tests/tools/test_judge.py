@@ -137,9 +137,13 @@ def test_a_sentence_of_too_many_tokens_leaves_its_row_to_the_others(stand_in):
         stand_in.config = edit(stand_in.config, data__max_example_tokens=most)
         can, left_out = judging.drawable({"2 references": scenes}, stand_in)
         lengths.append(len(can.get("2 references", ())))
-        out = len(scenes) - lengths[-1]
-        assert (f"{out} of 12 sentences: prompt: " in left_out["2 references"]) if out else can
-    assert lengths == sorted(lengths) and {0, len(scenes)} < set(lengths)
+        told = left_out.get("2 references", "0 of 12 sentences: prompt: ")
+        out, _, reason = told.partition(" of 12 sentences: prompt: ")
+        assert lengths[-1] in (12 - int(out), 0) and (f"at most {most} fit" in reason) == (
+            out != "0"
+        )
+        assert lengths[-1] != 1  # one sentence has no interval
+    assert lengths == sorted(lengths) and {0, 12} < set(lengths)
 
 
 def test_an_unknown_row_is_refused(stand_in, tmp_path, capsys):
