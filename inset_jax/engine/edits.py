@@ -143,11 +143,7 @@ def _move(stage: Stage) -> Change:
     if count == 2:
         shape = (2, 2)
         still = layouts.centre_of(shape, draws.pick(layouts.all_spots(shape)))
-        beside = {
-            relation: (still[0] + across, still[1] + down)
-            for relation, (across, down) in layouts.STEPS.items()
-            if 0 < still[0] + across < shape[0] and 0 < still[1] + down < shape[1]
-        }
+        beside = layouts.beside(shape, still)
         first, then = draws.order(list(beside))
         layout, centre = Layout(first, shape, [beside[first], still], [0, 1], ""), beside[then]
         where, order = f"{draws.pick(phrases.RELATIONS[then])} the {{1}}", [0, 1]

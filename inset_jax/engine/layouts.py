@@ -107,6 +107,12 @@ def centre_of(shape: tuple[int, int], spot: tuple[str, str]) -> tuple[float, flo
     return (column + 0.5) * shape[0] / len(across), (row + 0.5) * shape[1] / len(down)
 
 
+def beside(shape: tuple[int, int], centre: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    """The middles of the cells beside one, by relation to it, that lie on the canvas."""
+    found = {name: (centre[0] + x, centre[1] + y) for name, (x, y) in STEPS.items()}
+    return {name: at for name, at in found.items() if all(0 < at[d] < shape[d] for d in range(2))}
+
+
 def chain(
     shape: tuple[int, int], count: int, draws: Draws, phrasings: int = phrases.MOST_PHRASINGS
 ) -> Layout:
@@ -115,10 +121,8 @@ def chain(
     centres, links = [centre_of(shape, first)], []
     while len(centres) < count:
         base, relation = draws.whole(0, len(centres) - 1), draws.pick(list(STEPS))
-        across, down = STEPS[relation]
-        centre = (centres[base][0] + across, centres[base][1] + down)
-        within = 0 < centre[0] < shape[0] and 0 < centre[1] < shape[1]
-        if within and centre not in centres:
+        centre = beside(shape, centres[base]).get(relation)
+        if centre is not None and centre not in centres:
             centres.append(centre)
             links.append((base, relation))
     sentence = phrases.of_chain(phrases.spot_name(first, draws), links, draws, phrasings)
@@ -154,10 +158,10 @@ def _lines(shape: tuple[int, int], count: int, counted: bool, draws: Draws) -> L
 
 
 def _two(draws: Draws, said: Said) -> Layout:
-    beside = [relation for relation in STEPS if relation in said.relations]
-    if "front" in said.relations and (not beside or draws.chance(0.2)):
+    sides = [relation for relation in STEPS if relation in said.relations]
+    if "front" in said.relations and (not sides or draws.chance(0.2)):
         return front(draws, said.phrasings)
-    return pair(draws.pick(beside), draws, said.phrasings)
+    return pair(draws.pick(sides), draws, said.phrasings)
 
 
 def draw_layout(count: int, counted: bool, draws: Draws, said: Said | None = None) -> Layout:
