@@ -4,7 +4,8 @@
     sharp       the same without tolerance for blur
     relation    for each two objects: they stand where they should rather than the other way round
                 (half right where a drawing cannot tell: a picture of one colour is left to chance),
-                and who should stand in front hides the other rather than the other way round
+                and who should stand in front hides the other rather than the other way round; both
+                have to be so, which chance gives a quarter of such pairs
     count       of an object that should stand there several times: every copy is there, no other
                 candidate explains them all better, and it stands nowhere else
     attribute   of an edit or a second frame: what should have changed has, and every object that
@@ -70,8 +71,8 @@ def judge(
         tuple(_rank(found[n].score, own[n]) for n in new),
         tuple(_rank(found[n].sharp, own[n]) for n in new),
         tuple(_relations(scene, drawing, found, own)),
-        tuple(_counts(found, own)),
-        _attribute(scene, drawing, artwork, found, own) if scene.source is not None else None,
+        tuple(_counts(scene, drawing, found, own)),
+        _attribute(scene, drawing, artwork) if scene.source is not None else None,
     )
 
 
@@ -131,8 +132,19 @@ def _squares(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
     return float(((one[where].astype(np.float32) - other[where]) ** 2).sum())
 
 
-def _counts(found: Sequence[Scores], own: Sequence[int]):
+def _are_there(scene: Scene, drawing: np.ndarray) -> list[bool]:
+    """Whether the right object is at each place, seen beside the drawing's own ground."""
+    level = matching.levelled(scene, drawing)
+    own = lambda place: [scene.things[place.thing]]
+    scores = [matching.score_places(scene, level, [p], own(p))[0] for p in scene.places]
+    return [score.strength[0] > PRESENT for score in scores]
+
+
+def _counts(scene: Scene, drawing: np.ndarray, found: Sequence[Scores], own: Sequence[int]):
     """For each object with several places: it, and no other, is at all of them and nowhere else."""
+    if len(set(own)) == len(own):
+        return
+    there = _are_there(scene, drawing)
     for thing in dict.fromkeys(own):
         at = [place for place, number in enumerate(own) if number == thing]
         if len(at) < 2:
@@ -140,7 +152,7 @@ def _counts(found: Sequence[Scores], own: Sequence[int]):
         others = [(place, number) for place, number in enumerate(own) if number != thing]
         yield (
             _rank(sum(found[place].score for place in at), thing) == 0
-            and all(found[place].strength[thing] > PRESENT for place in at)
+            and all(there[place] for place in at)
             and all(found[p].score[thing] < found[p].score[n] for p in at for _, n in others)
             and all(
                 found[place].score[number] < found[place].score[thing] for place, number in others
@@ -148,7 +160,7 @@ def _counts(found: Sequence[Scores], own: Sequence[int]):
         )
 
 
-def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork, found, own) -> bool:
+def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork) -> bool:
     """What was to change: the ground or a colour is the said one, a turn too; or it is elsewhere.
 
     ground      nearest in mean colour and spread, of all grounds, where no object stands
@@ -156,7 +168,7 @@ def _attribute(scene: Scene, drawing: np.ndarray, artwork: Artwork, found, own) 
     tip         the turn that does, of four
     others      nearer to the target than to the source where these differ
     """
-    if not all(scores.strength[n] > PRESENT for scores, n in zip(found, own, strict=True)):
+    if not all(_are_there(scene, drawing)):
         return False
     if scene.relation == "ground":
         return _nearest_ground(scene, drawing, artwork) == scene.ground

@@ -68,7 +68,7 @@ def score_places(
     """Scores all candidates at some places of a scene.
 
     Args:
-      drawing: uint8 [height, width, 3], of the scene's size.
+      drawing: levels [height, width, 3], of the scene's size.
       places: some of `scene.places`.
 
     Raises:
@@ -133,6 +133,17 @@ def _fields(scene: Scene, drawing: np.ndarray, place: Place) -> _Fields:
         squared * (under**2).sum(-1, keepdims=True) - spread,
     ]
     return _Fields(_edges(rest[None])[0], seen, seen * under, np.concatenate(nine, -1), noise)
+
+
+def levelled(scene: Scene, drawing: np.ndarray) -> np.ndarray:
+    """A drawing without what its ground is off: float32 [height, width, 3], in levels.
+
+    On another ground, or as a plain picture, a drawing differs from the scene at every pixel, and
+    objects of that colour would be found everywhere.
+    """
+    bare = (scene.target == scene.backdrop).all(-1)
+    off = drawing[bare].mean(0, dtype=np.float32) - scene.backdrop[bare].mean(0, dtype=np.float32)
+    return drawing - off
 
 
 def _score(scene: Scene, drawing: np.ndarray, place: Place, candidates: tuple) -> Scores:

@@ -197,6 +197,20 @@ def test_a_bare_ground_is_no_edit(art):
 
 
 @pytest.mark.parametrize("kind", ["editing", "video-interleaved"])
+def test_a_picture_of_one_colour_is_no_edit(art, kind):
+    """Whatever the colour: on white, black is not a dark object that was to be added."""
+    kinds = tuple(float(name == kind) for name in world.KINDS)
+    scenes = draw(art, 20, objects=(1, 2, 1, 1), kinds=kinds)
+    for level in (0, 90, 255):
+        plain = [np.full_like(scene.target, level) for scene in scenes]
+        assert not any(verdict.attribute for verdict in judged(art, scenes, plain)), level
+    for scene in scenes:  # nor is a picture of an object's own colour
+        colour = np.rint(scene.things[scene.places[-1].thing].sprite.colour).astype(np.uint8)
+        [verdict] = judged(art, [scene], [np.broadcast_to(colour, scene.target.shape)])
+        assert not verdict.attribute
+
+
+@pytest.mark.parametrize("kind", ["editing", "video-interleaved"])
 def test_what_was_to_change_has_changed_in_the_target_and_not_in_the_source(art, kind):
     kinds = tuple(float(name == kind) for name in world.KINDS)
     scenes = draw(art, 20, objects=(1, 2, 1, 1), kinds=kinds)
