@@ -38,8 +38,13 @@ def _report(options: argparse.Namespace) -> int:
     from tools import demo_page, judging
 
     began = time.monotonic()
-    scenes = exam.scenes(artwork.load(demo_page.ARTWORK), options.row, options.sentences)
+    asked = exam.scenes(artwork.load(demo_page.ARTWORK), options.row, options.sentences)
     generator = Generator.load(options.checkpoint)
+    scenes, reason = judging.fits(asked, generator)
+    if reason:
+        print(f"left out: {reason}", flush=True)
+    if len(scenes) < 2:
+        raise ValueError(f"{options.row}: fewer than two sentences that the model can draw")
     results = demo_page.drawn(generator, [judging.sentence(scene) for scene in scenes])
     started = time.monotonic()
     extras = demo_page.explore(generator, scenes)

@@ -27,13 +27,15 @@ def section(path: pathlib.Path) -> page.Section:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a table of tools.judge: {error!r}") from error
     left_out = "".join(
-        f" Not drawn: {row} ({reason})." for row, reason in told.get("left_out", {}).items()
+        f" Left out: {row}, {reason}." for row, reason in told.get("left_out", {}).items()
     )
     return page.Section(
         "What the shipped model's drawings are worth",
         f"Measured at length: {sentences} sentences of each kind, each drawn from {seeds} seeds, "
         f"objects never seen in training. Identity: at its place, the right one of {candidates} "
         "objects explains the drawing best, pixel by pixel; sharp identity does not forgive blur. "
+        "Relation: for each two objects, half by chance; where one stands in front of the other, "
+        "their places and what hides what, a quarter. "
         "In brackets 95% intervals. Below the line the controls: what remains when the pictures "
         "in a sentence are taken away or exchanged, another sentence's target stands in for the "
         f"drawing, or the weights are random.{left_out}",

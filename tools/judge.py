@@ -71,6 +71,8 @@ def _judge(options: argparse.Namespace) -> int:
     exams = {row: exam.scenes(art, row, options.sentences, world) for row in wanted}
     generator = Generator.load(options.checkpoint, options.weights)
     exams, left_out = judging.drawable(exams, generator)
+    if not exams:
+        raise ValueError(f"nothing to draw: {judging.spell(left_out)}")
     plans = judging.plans(exams, options.controls.split(","))
     by_chance = chance(len(art.things["validation"]))
     progress = judging.Progress(
@@ -86,8 +88,8 @@ def _judge(options: argparse.Namespace) -> int:
         facts |= {"seconds": round(time.time() - began), "rows": table.to_json(rows)}
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
     print("\n" + table.text(table.table(rows, by_chance)))
-    for row, reason in left_out.items():
-        print(f"left out: {row}: {reason}")
+    if left_out:
+        print(f"left out: {judging.spell(left_out)}")
     print(f"{options.out}: {len(rows)} rows, {facts['seconds']} s")
     return 0
 

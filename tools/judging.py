@@ -67,18 +67,30 @@ def drawable(exams: Mapping[str, list[Scene]], generator) -> tuple[dict, dict[st
     """
     can, left_out = {}, {}
     for row, scenes in exams.items():
-        fitting, reasons = [], []
-        for scene in scenes:
-            try:
-                held_out.check(generator, sentence(scene))
-                fitting.append(scene)
-            except ValueError as error:
-                reasons.append(str(error))
-        if reasons:
-            left_out[row] = f"{len(reasons)} of {len(scenes)} sentences: {reasons[0]}"
+        fitting, reason = fits(scenes, generator)
+        if reason:
+            left_out[row] = reason
         if len(fitting) > 1:
             can[row] = fitting
     return can, left_out
+
+
+def fits(scenes: Sequence[Scene], generator) -> tuple[list[Scene], str]:
+    """The scenes whose sentences a model can draw; how many are left out, and why the first is."""
+    fitting, reasons = [], []
+    for scene in scenes:
+        try:
+            held_out.check(generator, sentence(scene))
+            fitting.append(scene)
+        except ValueError as error:
+            reasons.append(str(error))
+    reason = f"{len(reasons)} of {len(scenes)} sentences: {reasons[0]}" if reasons else ""
+    return fitting, reason
+
+
+def spell(left_out: Mapping[str, str]) -> str:
+    """What `drawable` left out, as one line."""
+    return "; ".join(f"{row}, {reason}" for row, reason in left_out.items())
 
 
 def plans(exams: Mapping[str, Sequence[Scene]], controls: Sequence[str]) -> list[Plan]:

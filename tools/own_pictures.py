@@ -46,19 +46,31 @@ def _measure(options: argparse.Namespace) -> None:
     from inset_jax.engine import artwork, exam, photographs, world_records
     from inset_jax.evaluate import table
     from inset_jax.evaluate.held_out import AS_WRITTEN
+    from inset_jax.sample.api import Generator
+    from tools import judging
 
     began, art = time.time(), artwork.load(options.artwork)
     world = world_records.config_of(changes=options.world)
+    exams = {
+        row: exam.scenes(art, row, options.sentences, world) for row in options.rows.split(",")
+    }
+    generator = None
+    if options.checkpoint:
+        generator = Generator.load(options.checkpoint, options.weights)
+        exams, left_out = judging.drawable(exams, generator)
+        if left_out:
+            print(f"left out: {judging.spell(left_out)}")
+        if not exams:
+            raise ValueError("nothing to draw: no row has two sentences that the model can draw")
     kinds, cuts = {}, []
-    for row in options.rows.split(","):
-        scenes = exam.scenes(art, row, options.sentences, world)
+    for row, scenes in exams.items():
         own = photographs.in_scenes(art, scenes, exam.SEED)
         kinds[row], cuts = {AS_WRITTEN: scenes} | own.scenes, cuts + own.cuts
     quality = photographs.quality(cuts)
     print(table.text([["ground", "photographs", "found", "overlap"], *map(_cells, quality)]))
     facts = {"cuts": quality}
-    if options.checkpoint:
-        facts = _judged(kinds, art, options) | facts
+    if generator is not None:
+        facts = _judged(kinds, generator, art, options) | facts
     if options.out:
         facts["seconds"] = round(time.time() - began)
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +82,16 @@ def _cells(row: dict) -> list[str]:
     return [row["ground"], str(row["photographs"]), f"{row['found']:.0%}", f"{row['overlap']:.2f}"]
 
 
-def _judged(kinds: dict[str, dict[str, list]], art, options: argparse.Namespace) -> dict:
+def _judged(kinds: dict[str, dict[str, list]], generator, art, options) -> dict:
     """Draws and judges each row with each kind of references."""
     from inset_jax.engine.judge import chance
     from inset_jax.evaluate import table
     from inset_jax.evaluate.held_out import AS_WRITTEN
-    from inset_jax.sample.api import Generator
     from tools import judging
 
-    generator = Generator.load(options.checkpoint, options.weights)
     drawn = [(row, kind) for row, own in kinds.items() for kind in own]
-    progress = judging.Progress(2 * len(drawn) * options.sentences * options.seeds)
+    pictures = sum(len(scenes) for own in kinds.values() for scenes in own.values())
+    progress = judging.Progress(2 * pictures * options.seeds)
     rows = []
     for name, kind in drawn:
         plan = judging.Plan(name, AS_WRITTEN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -136,7 +137,8 @@ def draw(
 ) -> list[list[Image.Image]]:
     """Draws sentences under one of CONDITIONS, each `seeds` times: one list a sentence.
 
-    The noise depends on a sentence's number and the seed alone: conditions start from the same.
+    The noise depends on a sentence's number and the seed alone: conditions start from the same. All
+    have the guidance of the sentence as it is written.
 
     Args:
       batch: pictures in one run.
@@ -147,13 +149,19 @@ def draw(
     """
     from inset_jax.sample.api import Options
 
+    options = Options(pictures=seeds)
+    if condition == ABSENT and not any(own.source for own in sentences):
+        # texts alone have a guidance of their own, and only the pictures are to be other ones
+        own = generator.settings()
+        same = {"text_only_alpha": own.alpha, "text_only_beta": own.beta}
+        options = Options(settings=dataclasses.replace(own, **same), pictures=seeds)
     prompts = [
         prompt(own, pieces, number * seeds)
         for number, (own, pieces) in enumerate(zip(sentences, under(condition, sentences)))
     ]
     step, drawings = max(batch // seeds, 1), []
     for start in range(0, len(prompts), step):
-        made = generator.draw_all(prompts[start : start + step], Options(pictures=seeds))
+        made = generator.draw_all(prompts[start : start + step], options)
         drawings += [one.pictures for one in made]
         watch(sum(len(one.pictures) for one in made))
     return drawings

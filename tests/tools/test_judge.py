@@ -28,13 +28,14 @@ class StandIn:
 
     def __init__(self):
         self.info = {"path": "somewhere", "step": 7}
-        self.asked = []
+        self.asked, self.options = [], []
 
     def settings(self):
         return FEW
 
     def draw_all(self, prompts, options):
         self.asked += prompts
+        self.options += [options] * len(prompts)
         grey = lambda prompt: Image.new("RGB", (prompt.width, prompt.height), "grey")
         return [
             types.SimpleNamespace(pictures=[grey(prompt)] * options.pictures) for prompt in prompts
@@ -97,6 +98,10 @@ def test_controls_are_drawn_from_the_same_noise(stand_in, tmp_path):
     written, swapped = stand_in.asked[0], stand_in.asked[2]
     assert pictures(swapped) == pictures(written)[::-1]
     assert pictures(stand_in.asked[6]) == []
+    told = [options.settings or FEW for options in stand_in.options]
+    used = [(own.text_only_alpha, own.text_only_beta) for own in told]
+    assert used[6:8] == [(FEW.alpha, FEW.beta)] * 2  # of texts alone, in the control
+    assert {(own.alpha, own.beta) for own in told} == {(FEW.alpha, FEW.beta)}
 
 
 def test_a_control_that_changes_no_sentence_is_left_out(stand_in):
@@ -128,6 +133,15 @@ def test_sentences_of_too_many_tokens_leave_their_row_out(stand_in, tmp_path):
     facts = json.loads(out.read_text())
     assert [row["sentences"] for row in facts["rows"]] == ["1 reference"]
     assert "at most 110 fit" in facts["left_out"]["5 references"]
+
+
+def test_where_nothing_can_be_drawn_the_reason_is_said(stand_in, tmp_path, capsys):
+    stand_in.config = edit(stand_in.config, data__max_example_tokens=20)
+    out = tmp_path / "t.json"
+    command = ["--checkpoint", "x", "--out", str(out), "--sentences", "2", "--rows", "1 reference"]
+    assert judge.main(command) == 1 and not out.exists()
+    said = capsys.readouterr().err
+    assert "nothing to draw: 1 reference, 2 of 2 sentences: " in said and "at most 20 fit" in said
 
 
 def test_a_sentence_of_too_many_tokens_leaves_its_row_to_the_others(stand_in):

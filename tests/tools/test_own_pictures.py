@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from inset_jax.core.config import edit
 from inset_jax.engine import photographs
 from inset_jax.evaluate import held_out
 from inset_jax.sample.api import Generator
@@ -45,6 +46,19 @@ def test_every_row_is_drawn_from_every_kind_of_references(tmp_path, monkeypatch,
     assert seeds == [0, 1] * 8  # every kind starts from the same noise
     printed = capsys.readouterr().out
     assert "cut out by hand" in printed and "chance" in printed
+
+
+def test_sentences_that_the_model_cannot_draw_are_left_out(tmp_path, monkeypatch, capsys):
+    stand_in = StandIn()
+    stand_in.config = edit(stand_in.config, data__max_example_tokens=110)
+    monkeypatch.setattr(Generator, "load", lambda *_: stand_in)
+    out = tmp_path / "own.json"
+    command = ["--checkpoint", "x", "--out", str(out), "--sentences", "2"]
+    assert own_pictures.main([*command, "--rows", "1 reference,5 references"]) == 0
+    assert {row["sentences"] for row in json.loads(out.read_text())["rows"]} == {"1 reference"}
+    assert "left out: 5 references, 2 of 2 sentences: " in capsys.readouterr().out
+    assert own_pictures.main([*command, "--rows", "5 references"]) == 1
+    assert "nothing to draw" in capsys.readouterr().err
 
 
 def test_a_row_that_does_not_exist_is_refused(tmp_path, capsys):
