@@ -15,6 +15,7 @@ import sys
 
 from PIL import ImageColor
 
+from inset_jax.engine.cutting import CROP
 from tools import outcome
 
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     flag = parser.add_argument
     flag("photograph", help="a picture file")
     flag("out", help="picture file to write, PNG by name")
-    flag("--side", type=int, default=128, help="pixels of the result (%(default)s)")
+    flag("--side", type=int, default=CROP, help="pixels of the result (%(default)s)")
     flag(
         "--ground", type=colour, help="a colour to put it on; without, the photograph's own ground"
     )

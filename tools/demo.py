@@ -99,7 +99,7 @@ def _show(options: argparse.Namespace) -> None:
 
     began = time.monotonic()
     folder = options.out / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
     say(1, "the small world: scenes, sentences and pictures")
     parts = parts_of(options)
     drawn = [build_world(folder / part.folder, part, options.held_out) for part in parts][-1]
@@ -118,7 +118,8 @@ def _show(options: argparse.Namespace) -> None:
         environment |= simulated.several(devices, os.environ.get("XLA_FLAGS", ""))
     killed = run_until_checkpoint(command, run, environment)
     say(4, f"the same command again, after kill -9 at step {killed}")
-    subprocess.run(command, check=True, env=environment)
+    if status := subprocess.run(command, env=environment).returncode:
+        raise ValueError(f"training ended with status {status}; what it said stands above")
     trained = time.monotonic() - began
     say(5, "the same sentences again, as written and under controls")
     results = demo_page.draw(run, prompts, before)
@@ -131,6 +132,22 @@ def _show(options: argparse.Namespace) -> None:
     page.write_text(text, encoding="utf-8")
     print(table.text(demo_page.figures_table(figures)))
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {time.monotonic() - began:.0f} s in all")
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Removes what an earlier run of this command left, and nothing else.
+
+    Raises:
+      ValueError: the folder holds something that this command did not write.
+    """
+    if not folder.exists():
+        return
+    ours = {part.folder for part in (*WHOLE, *FROM_SCRATCH)}
+    ours |= {"records", "tokenizer.json", "held_out", "run"}
+    if other := sorted({path.name for path in folder.iterdir()} - ours):
+        raise ValueError(f"{folder}: holds {other[0]}, which no demo wrote; name another --out")
+    print(f"{folder}: an earlier demo's, removed", flush=True)
+    shutil.rmtree(folder)
 
 
 def parts_of(options: argparse.Namespace) -> tuple[Part, ...]:
@@ -232,7 +249,10 @@ def run_until_checkpoint(command: list[str], run: pathlib.Path, environment: dic
                 return last
     finally:
         process.kill()
-    raise SystemExit(f"training ended by itself with status {process.returncode}")
+    raise ValueError(
+        f"training ended by itself with status {process.returncode}, before it could be killed: more "
+        "--steps leave time for that; what it said stands above"
+    )
 
 
 if __name__ == "__main__":

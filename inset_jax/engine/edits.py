@@ -105,9 +105,7 @@ class _Spots(NamedTuple):
 def _spots(stage: Stage, count: int) -> _Spots:
     draws = stage.draws
     shape = draws.pick(layouts.SHAPES[max(count, 3)])
-    chosen = draws.order(layouts.all_spots(shape))[: count + 1]
-    centres = [layouts.centre_of(shape, spot) for spot in chosen]
-    names = [phrases.spot_name(spot, draws) for spot in chosen]
+    centres, names = layouts.some_spots(shape, count + 1, draws)
     layout = Layout("spots", shape, centres[:-1], list(range(count)), "")
     return _Spots(layout, names[0], names[-1], centres[-1])
 

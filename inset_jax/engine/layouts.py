@@ -88,11 +88,18 @@ def spots(
     shape: tuple[int, int], count: int, draws: Draws, phrasings: int = phrases.MOST_PHRASINGS
 ) -> Layout:
     """Corners, sides and the middle, each said by its name."""
-    chosen = draws.order(all_spots(shape))[:count]
-    centres = [centre_of(shape, spot) for spot in chosen]
-    names = [phrases.spot_name(spot, draws) for spot in chosen]
+    centres, names = some_spots(shape, count, draws)
     sentence = phrases.of_spots(names, draws, phrasings)
     return Layout("spots", shape, centres, list(range(count)), sentence)
+
+
+def some_spots(
+    shape: tuple[int, int], count: int, draws: Draws
+) -> tuple[list[tuple[float, float]], list[str]]:
+    """Spots of a canvas, no two the same: their middles, and what they are called."""
+    chosen = draws.order(all_spots(shape))[:count]
+    centres = [centre_of(shape, spot) for spot in chosen]
+    return centres, [phrases.spot_name(spot, draws) for spot in chosen]
 
 
 def all_spots(shape: tuple[int, int]) -> list[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
+import sys
 import types
 
 import numpy as np
@@ -119,7 +121,7 @@ def test_a_table_of_the_judge_comes_back_with_its_controls_below(tmp_path):
     facts = {"sentences": 32, "seeds": 3, "candidates": 64, "left_out": {"8 references": "<big>"}}
     path.write_text(json.dumps({**facts, "rows": table.to_json(rows)}))
     section = demo_table.section(path)
-    assert "32 sentences of each kind" in section.text and "8 references (<big>)" in section.text
+    assert "32 sentences of each kind" in section.text and "Left out: 8 references, <big>." in section.text
     plain, controls = section.html.split("<tbody class=controls>")
     assert held_out.AS_WRITTEN in plain and held_out.SWAPPED not in plain
     assert held_out.SWAPPED in controls and "--share:75.0%" in plain and "1.6%" in controls
@@ -227,3 +229,25 @@ def test_training_is_asked_for_what_a_config_can_be(scratch, short, tmp_path, mo
             takes = np.sum([prepare.segment_tokens(item) for item in items], axis=0)
             assert (takes <= (room.und, room.gen, room.vit, room.cross_entropy)).all()
             assert takes[:2].sum() <= config.data.max_example_tokens
+
+
+def test_an_earlier_demo_makes_room_and_nothing_else_does(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    demo.clear(folder)
+    for name in ("one/records", "two", "run/checkpoints", "held_out"):
+        (folder / name).mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    demo.clear(folder)
+    assert not folder.exists() and "removed" in capsys.readouterr().out
+    (folder / "run").mkdir(parents=True)
+    (folder / "holiday.jpg").write_text("dear")
+    arguments = ["--out", str(tmp_path), "--scenes", "4", "--held-out", "2"]
+    assert demo.main(arguments) == 1
+    assert "holds holiday.jpg, which no demo wrote" in capsys.readouterr().err
+    assert (folder / "holiday.jpg").read_text() == "dear" and (folder / "run").exists()
+
+
+def test_training_that_ends_by_itself_is_told_in_words(tmp_path):
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    with pytest.raises(ValueError, match="by itself with status 3, before it could be killed"):
+        demo.run_until_checkpoint(fails, tmp_path / "run", dict(os.environ))
