@@ -250,8 +250,8 @@ def run_until_checkpoint(command: list[str], run: pathlib.Path, environment: dic
     finally:
         process.kill()
     raise ValueError(
-        f"training ended by itself with status {process.returncode}, before it could be killed: more "
-        "--steps leave time for that; what it said stands above"
+        f"training ended by itself with status {process.returncode}, before it could be killed: "
+        "more --steps leave time for that; what it said stands above"
     )
 
 

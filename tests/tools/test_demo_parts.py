@@ -121,7 +121,8 @@ def test_a_table_of_the_judge_comes_back_with_its_controls_below(tmp_path):
     facts = {"sentences": 32, "seeds": 3, "candidates": 64, "left_out": {"8 references": "<big>"}}
     path.write_text(json.dumps({**facts, "rows": table.to_json(rows)}))
     section = demo_table.section(path)
-    assert "32 sentences of each kind" in section.text and "Left out: 8 references, <big>." in section.text
+    assert "32 sentences of each kind" in section.text
+    assert "Left out: 8 references, <big>." in section.text
     plain, controls = section.html.split("<tbody class=controls>")
     assert held_out.AS_WRITTEN in plain and held_out.SWAPPED not in plain
     assert held_out.SWAPPED in controls and "--share:75.0%" in plain and "1.6%" in controls
