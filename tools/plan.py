@@ -28,12 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
-    from inset_jax.core import checks, overrides
+    from inset_jax.core import overrides, stages
     from inset_jax.data import loader
     from inset_jax.data.plan_report import report
 
     config = overrides.parse(["tools.plan", *rest], {}).config
-    checks.check(config)
+    stages.check(config)
     course = loader.course_of(config, "train", options.workers)
     for line in report(course, options.sections, options.workers, options.total):
         print(line, flush=True)

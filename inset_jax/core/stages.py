@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from inset_jax.core import overrides
+from inset_jax.core import checks, overrides
 from inset_jax.core.config import Config, DataConfig, edit
 
 # what may change on the way: the mix, resolutions, capacities and dropout
@@ -47,6 +47,20 @@ def stages(config: Config) -> list[Stage]:
             data = _set(data, path, value, step)
         result.append(Stage(step, edit(config, data=data)))
     return result
+
+
+def check(config: Config) -> None:
+    """Refuses a config that cannot work, as it is or in one of its stages.
+
+    Raises:
+      ValueError: what `checks.check` finds, and in which stage.
+    """
+    checks.check(config)
+    for stage in stages(config)[1:]:
+        try:
+            checks.check(stage.config)
+        except ValueError as error:
+            raise ValueError(f"data.stages: step {stage.step}: {error}") from error
 
 
 def at(found: list[Stage], step: int) -> int:

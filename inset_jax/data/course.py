@@ -80,10 +80,13 @@ def open_course(
         drops = stage.config.data.dropout if endless else None
         plan = Plan(indexes, stage.config, endless, drops, folder, number)
         legs.append(Leg(stage.step * config.optimizer.accumulation, stage.config, plan))
-    for left_out, reasons in legs[0].plan.skipped.items():
-        for reason, ids in reasons.items():
-            shown = ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
-            log.warning("%s: %d examples left out: %s: %s", left_out, len(ids), reason, shown)
+    for number, leg in enumerate(legs):
+        since = f" from batch {leg.batch} on" * (number > 0)
+        for left_out, reasons in leg.plan.skipped.items():
+            for reason, ids in reasons.items():
+                shown = ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
+                told = left_out, len(ids), since, reason, shown
+                log.warning("%s: %d examples left out%s: %s: %s", *told)
     return Course(legs)
 
 

@@ -73,7 +73,7 @@ def help_text() -> str:
 
 
 def _run(argv: Sequence[str], given: set[str]) -> int:
-    from inset_jax.core import checks, overrides
+    from inset_jax.core import overrides, stages
     from inset_jax.preflight import chips, settings
 
     command = overrides.parse(argv, OPTIONS)
@@ -85,7 +85,7 @@ def _run(argv: Sequence[str], given: set[str]) -> int:
     config, flags = settings.fitted(command.config, command.preset, slice_)
     if "exact" in given and flags:
         raise ValueError(f"{slice_.name}: the run needs {' '.join(flags)}")
-    checks.check(config)
+    stages.check(config)
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU at hand is not for this
     if "table" in given:
         from inset_jax.preflight import split

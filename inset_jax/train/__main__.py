@@ -18,7 +18,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
-from inset_jax.core import checks, overrides, processes
+from inset_jax.core import overrides, processes, stages
 from inset_jax.train.stopwatch import Stopwatch
 
 OPTIONS = {
@@ -61,7 +61,7 @@ def _train(argv: Sequence[str]) -> int:
         raise ValueError(
             f"--workdir={command.options['workdir']}: expected a folder of a file system; mount it"
         )
-    checks.check(config)
+    stages.check(config)
     workdir = pathlib.Path(command.options["workdir"])
     preview = None
     if config.run.sample_every:

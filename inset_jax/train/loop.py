@@ -31,8 +31,8 @@ import jax
 import numpy as np
 
 from inset_jax.checkpoint import autoencoder, damaged, load, store, tokenizer
-from inset_jax.core import checks, overrides, processes
 from inset_jax.core import mesh as meshes
+from inset_jax.core import overrides, processes, stages
 from inset_jax.core.config import Config, edit
 from inset_jax.data import pack as packing
 from inset_jax.data.loader import HostBatch, Loader, check_folders
@@ -88,7 +88,7 @@ def run(
       ValueError: the config cannot work; the data, the weights or the checkpoints are refused; a
         step is bad and the config says to stop; a checkpoint cannot be written.
     """
-    checks.check(config)
+    stages.check(config)
     if not config.data.train:
         raise ValueError("data.train is empty: name the folders of records to train on")
     watch = watch or Stopwatch()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from inset_jax.core import mesh
+from inset_jax.core import mesh, stages
 from inset_jax.core.batch import Pack
 from inset_jax.core.config import Config
 from inset_jax.kernels.cross_entropy import chunked_cross_entropy
@@ -107,7 +107,8 @@ def loss_function(definition, config: Config) -> Callable:
     The weights may be those of a larger batch that these packs are a part of: the losses of all
     parts then add up to the loss of the whole.
     """
-    examples = config.data.capacity.examples
+    # packs of a later stage may hold more
+    examples = max(own.config.data.capacity.examples for own in stages.stages(config))
 
     def loss(params: Tree, pack: Pack, whole: Weights):
         model = inset.bind(definition, params)

@@ -38,3 +38,15 @@ def test_settings_of_a_stage_add_to_those_before():
 def test_stages_that_cannot_be_are_refused(texts, words):
     with pytest.raises(ValueError, match=words):
         stages.stages(edit(CONFIG, data__stages=texts))
+
+
+def test_a_stage_that_cannot_work_is_refused_before_anything_is_read():
+    two = edit(CONFIG, data__train=("a", "b"))
+    stages.check(edit(two, data__stages=((5, "weights=(1, 3)"),)))
+    for text, words in (
+        ("weights=(1,)", "step 5: data.weights has 1 numbers for 2 folders"),
+        ("weights=(1, 3, 2)", "step 5: data.weights has 3 numbers"),
+        ("vit_size.max_side=14000", r"step 5: data\.vit_size\.max_side=14000 needs"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            stages.check(edit(two, data__stages=((5, text),)))

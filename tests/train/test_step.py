@@ -32,6 +32,15 @@ def advance(definition, config):
     return jax.jit(step.train_step(definition, config))
 
 
+def test_losses_by_example_have_room_for_those_of_every_stage(
+    definition, params, config, make_pack, batch
+):
+    staged = edit(config, data__stages=((5, "capacity.examples=5"),))
+    packs = batch(make_pack(0))
+    _, _, by_example, _ = jax.eval_shape(step.gradients(definition, staged), params, packs)
+    assert by_example.flow.shape[-1] == 5 > config.data.capacity.examples
+
+
 def test_accumulation_equals_one_big_batch(advance, params, config, make_pack, batch):
     # packs of unequal numbers of targets: a mean of means would be another number
     packs = [make_pack(0, texts=2), make_pack(1, draws=False)]
