@@ -118,13 +118,10 @@ def check(generator: Generator, sentence: Sentence) -> None:
     Raises:
       ValueError: its picture is too large, or it has more tokens than the model was trained on.
     """
-    from inset_jax.sample.prompt import check_length, compose, picture_size
+    from inset_jax.sample.prompt import check_drawable
 
-    asked, config = prompt(sentence, sentence.pieces), generator.config
-    height, width = picture_size(asked, config)
-    items = compose(asked, config, generator.tokenizer)
-    tokens = height * width // config.model.latent_stride**2
-    check_length(asked, items, tokens + 2, config)
+    asked = prompt(sentence, sentence.pieces)
+    check_drawable(asked, generator.config, generator.tokenizer)
 
 
 def draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from inset_jax.data import image
 from inset_jax.data import text as texts
 from inset_jax.data.record import Example, open_records
 from inset_jax.sample.api import Generator, Options
-from inset_jax.sample.prompt import Prompt, vae_limits
+from inset_jax.sample.prompt import Prompt, check_drawable, vae_limits
 
 SENTENCES = 4  # in one preview
+SEARCHED = 256  # records of a folder that are looked at for them
 GAP = 4  # pixels between cells
 PAPER = (255, 255, 255)
 
@@ -48,25 +49,28 @@ def preview(
 
 
 def during_training(config: Config, params: dict[str, Any], step: int, folder: Path) -> list[Path]:
-    """Draws the first sentences of the held-out records (or of the training ones), on the mesh that
-    is set; all processes of a run call it together, the first one writes.
+    """Draws the first sentences of the held-out records (or of the training ones) that have a
+    picture to draw, of all folders in turn, on the mesh that is set; all processes of a run call it
+    together, the first one writes.
 
     Returns:
       the files: one grid, `<folder>/<step>.png`.
 
     Raises:
-      ValueError: no records, no tokenizer, or none of the records has a picture to draw.
+      ValueError: no records, no tokenizer, or none of the first SEARCHED records of each folder has
+        a picture that can be drawn.
     """
     split = "validation" if config.data.validation else "train"
     records = [open_records(name, split) for name in getattr(config.data, split)]
-    examples = (own[number] for own in records for number in range(len(own)))
-    asked = (from_example(example, config) for example in examples)
-    chosen = list(itertools.islice(filter(None, asked), SENTENCES))
-    if not chosen:
-        raise ValueError(f"data.{split} has no example with a sentence and a picture to draw")
-    prompts, targets = zip(*chosen)
     file = config.data.tokenizer or config.run.init_from
     tokenizer = texts.load(file, config.model.tokens, config.model.llm.vocab_size)
+    chosen = list(itertools.islice(_drawable(records, config, tokenizer), SENTENCES))
+    if not chosen:
+        raise ValueError(
+            f"data.{split} has no example with a sentence and a picture to draw among the first "
+            f"{SEARCHED} of each folder"
+        )
+    prompts, targets = zip(*chosen)
     path = Path(folder) / f"{step:08d}.png"
     page = preview(params, config, tokenizer, prompts, targets)
     if jax.process_index() == 0:
@@ -74,8 +78,25 @@ def during_training(config: Config, params: dict[str, Any], step: int, folder: P
     return [path]
 
 
+def _drawable(
+    records: Sequence[Sequence[Example]], config: Config, tokenizer: texts.Tokenizer
+) -> Iterator[tuple[Prompt, Image.Image]]:
+    """Prompts of records and their targets; of each folder the first, of each the second, ..."""
+    for number in range(SEARCHED):
+        for own in records:
+            try:
+                asked = from_example(own[number], config) if number < len(own) else None
+                if asked is not None:
+                    check_drawable(asked[0], config, tokenizer)
+                    yield asked
+            except ValueError:  # damaged or too long: training says so, here another one will do
+                continue
+
+
 def from_example(example: Example, config: Config) -> tuple[Prompt, Image.Image] | None:
     """What a record asks for up to its first target, and that target; None if it has neither."""
+    if all(segment.kind != "target" for segment in example.segments):
+        return None  # before its pictures are decoded
     pieces: list[str | Image.Image] = []
     source, source_bytes = None, b""
     for segment in example.segments:

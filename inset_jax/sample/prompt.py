@@ -128,6 +128,18 @@ def check_length(prompt: Prompt, items: Sequence[Item], picture: int, config: Co
         )
 
 
+def check_drawable(prompt: Prompt, config: Config, tokenizer: Tokenizer) -> None:
+    """Refuses a prompt that a model cannot draw; nothing is computed.
+
+    Raises:
+      ValueError: its picture is too large, or it has more tokens than the model was trained on.
+    """
+    height, width = picture_size(prompt, config)
+    items = compose(prompt, config, tokenizer)
+    tokens = height * width // config.model.latent_stride**2
+    check_length(prompt, items, tokens + 2, config)
+
+
 def start_noise(seed: int, tokens: int, config: ModelConfig) -> np.ndarray:
     """The noise that a picture starts from, float32 [tokens, L]; on every machine the same."""
     draws = keyed("start of a picture", seed, "", 0)

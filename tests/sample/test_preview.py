@@ -7,6 +7,7 @@ from configs import tiny
 from inset_jax.core.config import SampleConfig, TokenConfig, edit
 from inset_jax.data.record import Example, Segment, write_records
 from inset_jax.data.text import make_small_tokenizer
+from inset_jax.sample import preview
 from inset_jax.sample.preview import during_training, from_example, grid
 from tests.sample.small import CONFIG
 
@@ -63,9 +64,43 @@ def test_a_preview_is_one_grid_with_pictures_targets_and_drawings(sampler, tmp_p
         assert page.size == (4 * 64 + 3 * 4, 2 * 64 + 4)
 
 
+def test_what_cannot_be_drawn_gives_way_to_the_next_of_each_folder(tmp_path, monkeypatch):
+    """Damaged pictures, too long sentences, and a folder whose records have nothing to draw."""
+    broken = Example(
+        "b", (WORDS, Segment("vit", image=b"no picture", width=4, height=4), T2I.segments[1])
+    )
+    long = Example("l", (Segment("text", text="a cat " * 200), T2I.segments[1]))
+    answers = [Example(f"a{n}", ANSWER.segments) for n in range(20)]
+    write_records(tmp_path / "answers", {"validation": answers})
+    write_records(tmp_path / "records", {"validation": [broken, long, T2I, EDIT]})
+    words = make_small_tokenizer(["a cat"] * 3, 512, TokenConfig(500, 501, 502, 503))
+    words.save(tmp_path / "tokenizer.json")
+    config = edit(
+        tiny.experiment(),
+        model=CONFIG,
+        data__validation=(str(tmp_path / "answers"), str(tmp_path / "records")),
+        data__tokenizer=str(tmp_path),
+    )
+    asked = []
+
+    def draw(params, config, tokenizer, prompts, targets):
+        asked.extend(prompt.name for prompt in prompts)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(preview, "preview", draw)
+    preview.during_training(config, {}, 1, tmp_path)
+    assert asked == ["t", "e"]
+
+
 def test_records_without_anything_to_draw_are_said(tmp_path):
     write_records(tmp_path / "records", {"train": [ANSWER]})
-    config = edit(tiny.experiment(), data__train=(str(tmp_path / "records"),))
+    words = make_small_tokenizer(["a cat"] * 3, 512, TokenConfig(500, 501, 502, 503))
+    words.save(tmp_path / "tokenizer.json")
+    config = edit(
+        tiny.experiment(),
+        data__train=(str(tmp_path / "records"),),
+        data__tokenizer=str(tmp_path),
+    )
     with pytest.raises(ValueError, match=r"data\.train has no example"):
         during_training(config, {}, 1, tmp_path)
 
