@@ -41,7 +41,8 @@ def load_any(
       mesh: where the parameters go, split by their logical names; None means the first device.
       weights: "ema" (where a checkpoint has none, or not of all, the rest are the parameters) or
         "params".
-      dtype: of the parameters in memory; `convert.KEEP` for what is stored.
+      dtype: of the parameters in memory, but a checkpoint's autoencoder, which stays in float32;
+        `convert.KEEP` for what is stored.
       is_int8: whether the kernels of the language model's layers become int8 (`model.int8`). Those
         of a BAGEL folder do so on the host; those of a checkpoint on the devices, one after the
         other, which hold all of them in `dtype` before.
@@ -152,7 +153,9 @@ def _load_step(
     if lines := differences.shapes(found, convert.shapes(config)):
         first = f"{directory}: the parameters of step {step} are not those of its config:"
         raise ValueError("\n".join([first, *lines]))
-    kind = lambda name: stored[name].dtype if dtype == convert.KEEP else np.dtype(dtype)
+    # the autoencoder computes in float32, also where half of it would be kept
+    own = lambda name: np.dtype("float32" if name.startswith("vae/") else dtype)
+    kind = lambda name: stored[name].dtype if dtype == convert.KEEP else own(name)
     wanted = {
         name: jax.ShapeDtypeStruct(shape, kind(name), sharding=places[name])
         for name, shape in convert.shapes(config).items()
