@@ -77,9 +77,10 @@ def test_a_file_of_prompts_runs_in_batches_with_paths_relative_to_it(
 ):
     lines = [
         {"prompt": SENTENCE, "height": 48, "width": 64},
-        {"prompt": "no pictures", "seed": 3, "height": 32, "width": 32, "out": "b.png"},
+        {"prompt": "no\u2028pictures", "seed": 3, "height": 32, "width": 32, "out": "b.png"},
     ]
-    (folder / "prompts.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    written = [json.dumps(line, ensure_ascii=False) for line in lines]
+    (folder / "prompts.jsonl").write_text("\n\n".join(written), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     tokenizer = str(folder / "tokenizer.json")
     status, _, err = command(

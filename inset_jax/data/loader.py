@@ -189,7 +189,7 @@ class Loader:
         in work at two of them is deadly, and is from then on a bad record.
 
         Raises:
-          RuntimeError: worker processes keep dying.
+          ChildProcessError: worker processes keep dying.
         """
         at_work = Notes(self._notes.name).take()
         died, does = f"died ({error})", "ended the worker process that decoded it"
@@ -213,7 +213,7 @@ class Loader:
             *(self._step, died, told, ", without what did this twice" * bool(found)),
         )
         if self._deaths[self._step] >= DEATHS and not found:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"batch {self._step}: worker processes died or hung {DEATHS} times; lastly one "
                 f"{died} {told}"
             ) from error

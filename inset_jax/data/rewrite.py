@@ -90,8 +90,9 @@ class WithoutRejects(Rewrite):
 def _rejected(file: str, time: int) -> dict[str, list[int]]:
     """Numbers of the records that a file of rejects names, by split; `time` is that of the file."""
     numbers: dict[str, list[int]] = {}
-    lines = Path(file).read_text(encoding="utf-8").splitlines() if time else []
-    for row in map(json.loads, lines):
+    # not splitlines(): a reason may quote other line separators
+    lines = Path(file).read_text(encoding="utf-8").split("\n") if time else []
+    for row in map(json.loads, filter(None, lines)):
         if row["record"] is not None:
             numbers.setdefault(row["split"], []).append(row["record"])
     return numbers

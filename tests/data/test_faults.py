@@ -208,7 +208,7 @@ def test_workers_that_keep_dying_end_the_run(config, monkeypatch):
     monkeypatch.setattr(loader, "_pipeline", lambda: _Dying(iter(pipeline())))
     loader.close()
     with pytest.raises(
-        RuntimeError, match=r"batch 1: worker processes died or hung 2 times; .* no record"
+        ChildProcessError, match=r"batch 1: worker processes died or hung 2 times; .* no record"
     ):
         next(loader)
     loader.close()
