@@ -125,10 +125,12 @@ if ! told=$(manifest | "${KUBECTL[@]}" apply -f - 2>&1); then
 fi
 say "$told"
 before=""
-began=$SECONDS
+seen=$SECONDS # when all of a slice's pods were last ready
+LOOK='{.status.terminalState} restarts={.status.restarts}'
+LOOK+=' ready={.status.replicatedJobsStatus[*].ready}'
 while true; do
     now=$("${KUBECTL[@]}" get "jobset/$NAME" \
-        '-o=jsonpath={.status.terminalState} restarts={.status.restarts}' 2>&1) || true
+        "-o=jsonpath=$LOOK" 2>&1) || true
     [[ "$now" == "$before" ]] || say "$NAME: $now"
     before=$now
     case "$now" in
@@ -143,6 +145,7 @@ while true; do
             ;;
         *NotFound*) fail "$NAME was removed by somebody" ;;
     esac
-    ((WAIT == 0 || SECONDS - began < WAIT * (RESUBMIT + 1))) || fail "$NAME: not done in time"
+    [[ "$now" != *ready=*[1-9]* ]] || seen=$SECONDS # at work
+    ((WAIT == 0 || SECONDS - seen < WAIT)) || fail "$NAME: no machines for $WAIT s; it stays"
     sleep "$PAUSE"
 done
