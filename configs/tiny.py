@@ -3,7 +3,8 @@
 Its sizes are those of a 2-layer test checkpoint; nothing it learns is of use. All numbers are our
 own. Expected figure: none. Command:
 
-    python -m inset_jax.train --config=configs/tiny.py --workdir=DIR --config.data.train=RECORDS
+    python -m inset_jax.train --config=configs/tiny.py --workdir=DIR \\
+        --config.data.train="('RECORDS',)" --config.data.tokenizer=RECORDS
 """
 
 from inset_jax.core.config import (

@@ -192,7 +192,7 @@ class DataConfig:
     plans: str = ""  # folder for length indexes and plans; "" keeps them beside the records
     posterior: str = "sample"  # "sample" or "mean" of the VAE's posterior
     moments: str = "own"  # stored latents to use: of the run's "own" VAE, "none", or a digest
-    max_side: int = 2048  # pixels a side that records keep when they are built; 0 keeps any
+    max_side: int = 2048  # pixels a side of pictures in records (tools.build_records --max-side)
     workers: int = 0  # Grain worker processes; 0 reads in the main process
     worker_timeout: float = 600.0  # seconds of silence after which a worker hangs; 0: never
     prefetch: int = 2  # batches held ready (by each worker process)
