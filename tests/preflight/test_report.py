@@ -154,7 +154,9 @@ def test_every_shape_of_a_curriculum_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "run", run)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     stages = "--config.data.stages=((2, 'weights=(1,)'), (4, 'capacity.und=256'))"
-    assert main(["x", f"--config={CONFIG}", "--slice=v6e-4", f"--out={tmp_path}", stages]) == 0
+    argv = ["x", f"--config={CONFIG}", "--slice=v6e-4", f"--out={tmp_path}", stages]
+    assert main(argv) == 1 and not asked  # weights of no folder
+    assert main([*argv, "--config.data.train=('records',)"]) == 0
     assert asked == [128, 256]
     assert (tmp_path / "step-0" / "preflight.json").exists()
     assert (tmp_path / "step-4" / "preflight.json").exists()
