@@ -217,8 +217,7 @@ def read_jobs(args: argparse.Namespace) -> list[Job]:
 
 def _read_lines(file: Path, shared: dict[str, Any]) -> list[Job]:
     try:
-        # not splitlines(): a sentence may hold other line separators
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8").split("\n")  # sentences may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
     jobs = []
