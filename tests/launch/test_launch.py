@@ -294,6 +294,20 @@ def test_gke_run_is_watched_to_its_end(cloud):
     assert having(calls[-1:], "delete jobset/inset")
 
 
+def test_gke_waits_for_machines_and_not_for_the_end_of_training(cloud):
+    patience = {"WAIT": "2", "PAUSE": "1"}
+    answers = [
+        {"match": "get jobset", "out": " restarts=0 ready=0", "times": 1},
+        {"match": "get jobset", "out": " restarts=0 ready=1", "times": 4},
+        {"match": "get jobset", "out": "Completed restarts=0 ready=0"},
+    ]
+    status, _, err, _ = cloud("gke.sh", answers, **patience)
+    assert status == 0, err
+    status, _, err, calls = cloud("gke.sh", [answers[0] | {"times": 99}], **patience)
+    assert status == 1 and "inset: no machines for 2 s; it stays" in err
+    assert not having(calls, "delete")
+
+
 def test_failed_gke_run_shows_its_last_lines(cloud):
     answers = [
         {"match": "get jobset", "out": "Failed restarts=0"},
