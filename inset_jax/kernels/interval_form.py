@@ -159,10 +159,10 @@ class Walk(NamedTuple):
 def walk(visibility: Visibility | Listed, queries: int, form: Form) -> Walk:
     """Returns the walk over the visible tiles of [P, K] intervals, listed here if not already."""
     given = isinstance(visibility, Listed)
-    if not given:
-        visibility = intervals.listed(visibility, queries, form.block[:2])
-    steps = visibility.steps
     low, high = (_pad(side, form.columns * form.block.key) for side in visibility[:2])
+    if not given:  # in whole tiles: for fewer keys `listed` would take smaller ones
+        visibility = intervals.listed(Visibility(low, high), queries, form.block[:2])
+    steps = visibility.steps
     pack = jnp.arange(form.packs, dtype=jnp.int32)[:, None]
     offset = (pack * form.rows << ROW_SHIFT) | (pack * form.columns << COLUMN_SHIFT)
     code = jnp.where(steps.code == UNUSED, UNUSED, steps.code + offset).reshape(-1)

@@ -279,6 +279,20 @@ def test_keys_beyond_the_fast_memory_are_taken_in_windows(attention_case, distan
     jax.clear_caches()
 
 
+def test_last_window_has_tiles_as_large_as_all_others(attention_case, distance, monkeypatch):
+    *arrays, _ = attention_case(1, 24, 1218, 2, 1, 8)  # windows of two tiles of 384, then 450 keys
+    seen = np.isin(np.arange(1218), [5, 768 + 300])  # of the last ones a key of their first tile
+    case = *arrays, Visibility(jnp.zeros((1, 1218), int), jnp.asarray(24 * seen[None]))
+    monkeypatch.setattr(forms, "DEFAULT", Block(16, 384))
+    monkeypatch.setattr(forms, "WINDOW_BYTES", 2 * 2 * 4 * 384 * 128)
+    jax.clear_caches()
+    form = forms.for_backward(forms.make(case[0], case[1], forms.DEFAULT, 1.0, True))
+    assert (form.block.key, form.columns) == (384, 2)
+    for ours, theirs in zip(value_and_gradients("pallas", *case), exact(*case), strict=True):
+        assert distance(ours, theirs) < 1e-5
+    jax.clear_caches()
+
+
 def test_it_differentiates_inside_scan_and_remat(attention_case, distance):
     query, key, value, grad, visible = attention_case(1, 20, 130, 2, 1, 8)
 
