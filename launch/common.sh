@@ -55,13 +55,16 @@ run() {
 # Sets COMMAND: what every process runs.
 train_command() {
     local more
-    read -ra more <<<"$FLAGS"
+    read -r -d '' -a more <<<"$FLAGS" || true # to its end, whatever lines it has
     COMMAND=(python -m inset_jax.train "--config=$CONFIG" "--workdir=$WORKDIR")
     if [[ -n "$PACKS" ]]; then
         COMMAND+=("--config.data.packs=$PACKS")
     fi
     if ((SLICES > 1)); then
         COMMAND+=("--config.mesh.dcn=$SLICES")
+    fi
+    if ((SPOT)); then
+        COMMAND+=("--config.run.save_minutes=$SAVE_MINUTES")
     fi
     COMMAND+=(${more[@]+"${more[@]}"})
 }

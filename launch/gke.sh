@@ -103,10 +103,24 @@ YAML
                     volumeAttributes:
                       bucketName: $(quoted "$BUCKET")
                       mountOptions: implicit-dirs
+                      # on the host's network the driver is the service account only if told so
+                      hostNetworkPodKSA: "true"
                 # the loader's worker processes share memory
                 - name: shm
                   emptyDir: {medium: Memory}
 YAML
+}
+
+LOOK='{.status.terminalState} restarts={.status.restarts}'
+LOOK+=' ready={.status.replicatedJobsStatus[*].ready}'
+look() { "${KUBECTL[@]}" get "jobset/$NAME" "-o=jsonpath=$LOOK" 2>&1 || true; }
+
+# Prints what pods wait for that no node will give them, such as ImagePullBackOff.
+reasons() {
+    local found
+    found=$("${KUBECTL[@]}" get pods "--selector=jobset.sigs.k8s.io/jobset-name=$NAME" \
+        '-o=jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}' 2>/dev/null) || true
+    [[ -z "$found" ]] || printf ' waiting: %s' "$(tr ' ' '\n' <<<"$found" | sort -u | paste -sd ' ')"
 }
 
 begin "$@"
@@ -119,6 +133,12 @@ if ((DRY_RUN)); then
     manifest
     exit 0
 fi
+case "$(look)" in
+    Completed* | Failed*)
+        say "$NAME: an earlier start has ended; its JobSet cannot begin again and is removed"
+        "${KUBECTL[@]}" delete "jobset/$NAME"
+        ;;
+esac
 if ! told=$(manifest | "${KUBECTL[@]}" apply -f - 2>&1); then
     [[ "$told" != *"no matches for kind"* ]] || fail "the cluster has no JobSet: install it. $told"
     fail "$told"
@@ -126,11 +146,11 @@ fi
 say "$told"
 before=""
 seen=$SECONDS # when all of a slice's pods were last ready
-LOOK='{.status.terminalState} restarts={.status.restarts}'
-LOOK+=' ready={.status.replicatedJobsStatus[*].ready}'
 while true; do
-    now=$("${KUBECTL[@]}" get "jobset/$NAME" \
-        "-o=jsonpath=$LOOK" 2>&1) || true
+    now=$(look)
+    if [[ "$now" == *ready=* && "$now" != *ready=*[1-9]* && "$now" != [CF]* ]]; then
+        now+=$(reasons)
+    fi
     [[ "$now" == "$before" ]] || say "$NAME: $now"
     before=$now
     case "$now" in

@@ -15,11 +15,12 @@ Settings, beside those of launch/settings.sh:
   PORT        of process 0 (default 29400)
   LOST_AFTER  seconds without a sign of life of a process (default 60)
 
-SIGTERM and SIGINT are passed on: the run saves and leaves. Exit status: that of the first process
+SIGTERM and SIGINT are passed on, as SIGTERM: the run saves and leaves. Exit status: that of the first process
 that did not end with 0.
 TEXT
 }
 
+SPOT=0 # nobody takes this machine away
 begin "$@"
 : "${PROCESSES:=2}" "${DEVICES:=}" "${PORT:=29400}" "${LOST_AFTER:=60}"
 train_command
@@ -36,8 +37,8 @@ pass_on() {
     local pid
     for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
 }
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+# SIGINT too as SIGTERM: what a script starts beside itself is made to ignore SIGINT
+trap 'pass_on TERM' TERM INT
 for ((number = 0; number < PROCESSES; number++)); do
     words=(env ${environment[@]+"${environment[@]}"} "${COMMAND[@]}" "--lost_after=$LOST_AFTER"
         "--coordinator=127.0.0.1:$PORT" "--processes=$PROCESSES" "--process=$number")

@@ -27,8 +27,26 @@ if ((SLICES > 1)); then
     for ((slice = 0; slice < SLICES; slice++)); do NODES+=("$NAME-$slice"); done
 fi
 
+# Prints what has become of the request: GONE where there is none, UNKNOWN where nobody could say.
 state() {
-    "${QUEUE[@]}" describe "$NAME" "${WHERE[@]}" '--format=value(state.state)' 2>/dev/null || echo GONE
+    local told errors
+    errors=$(mktemp)
+    if told=$("${QUEUE[@]}" describe "$NAME" "${WHERE[@]}" '--format=value(state.state)' 2>"$errors"); then
+        echo "$told"
+    elif grep -qiE 'NOT_FOUND|not found' "$errors"; then
+        echo GONE
+    else
+        head -n 1 "$errors" >&2
+        echo UNKNOWN
+    fi
+    rm -f "$errors"
+}
+
+# The same, asked until somebody can say: what follows removes machines, or asks for others.
+known_state() {
+    local now began=$SECONDS
+    while now=$(state) && [[ "$now" == UNKNOWN ]] && ((SECONDS - began < WAIT)); do sleep "$PAUSE"; done
+    echo "$now"
 }
 
 # Asks for machines until the request is taken. Full zones are asked again; other refusals end.
@@ -65,7 +83,7 @@ create() {
 }
 
 remove() {
-    if ((!DRY_RUN)) && [[ "$(state)" == GONE ]]; then
+    if ((!DRY_RUN)) && [[ "$(known_state)" == GONE ]]; then
         return
     fi
     run "${QUEUE[@]}" delete "$NAME" "${WHERE[@]}" --force --quiet || say "$NAME could not be removed"
@@ -99,25 +117,38 @@ remote() {
         "--name=$NAME" -v /mnt/run:/mnt/run)
     while IFS= read -r line; do words+=(-e "$line"); done < <(chip_environment)
     words+=("$IMAGE" "${COMMAND[@]}" --coordinator=auto)
-    printf '{ %s; } || exit 1; sudo docker rm -f %q >/dev/null 2>&1; exec' "$SETUP" "$NAME"
+    # a container of an attempt whose connection broke may be there still: it saves, then makes room
+    printf '{ %s; } || exit 1; ' "$SETUP"
+    printf '{ sudo docker stop -t %q %q; sudo docker rm -f %q; } >/dev/null 2>&1; exec' \
+        "$GRACE" "$NAME" "$NAME"
     printf ' %q' "${words[@]}"
 }
 
-# on NODE WORKER COMMAND: over ssh; a host that refuses (255) is tried again. Not so one whose
-# connection broke later: by then the others miss it, and all have to begin again.
+# on NODE WORKER COMMAND: over ssh; a host that refuses (255), or whose docker cannot start the image
+# (125), is tried again. Not so one whose connection broke later: by then the others miss it, and all
+# have to begin again.
 on() {
     local status attempt began
     for ((attempt = 1; ; attempt++)); do
         status=0 began=$SECONDS
         run gcloud compute tpus tpu-vm ssh "$1" "${WHERE[@]}" "--worker=$2" "--command=$3" || status=$?
-        if ((status != 255 || attempt >= SSH_ATTEMPTS || SECONDS - began > 120)); then
+        if ((status != 255 && status != 125 || attempt >= SSH_ATTEMPTS || SECONDS - began > 120)); then
             return "$status"
         fi
         # an ended machine refuses as well: then there is nothing to wait for
-        [[ "$(state)" == ACTIVE ]] || return "$status"
-        say "$1, host $2: ssh refused (attempt $attempt of $SSH_ATTEMPTS)"
+        case "$(state)" in ACTIVE | UNKNOWN) ;; *) return "$status" ;; esac
+        say "$1, host $2: $(refusal "$status") (attempt $attempt of $SSH_ATTEMPTS)"
         sleep "$PAUSE"
     done
+}
+
+# Says what a status of ssh or docker, which is none of the run, means.
+refusal() {
+    case "$1" in
+        255) echo "ssh refused" ;;
+        125) echo "docker could not start $IMAGE" ;;
+        *) echo "$IMAGE has no command to run" ;; # 126, 127
+    esac
 }
 
 # Starts all hosts, each with a log of its own, and waits for them. Prints one line a host that did
@@ -125,7 +156,10 @@ on() {
 fan_out() {
     local node host status line pids=() names=() command
     command=$(remote)
-    ((DRY_RUN)) || mkdir -p "$LOGS"
+    if ((!DRY_RUN)); then
+        mkdir -p "$LOGS"
+        rm -rf "$LOGS/stopping"
+    fi
     for node in "${NODES[@]}"; do
         for ((host = 0; host < HOSTS; host++)); do
             names+=("$node, host $host")
@@ -145,16 +179,21 @@ fan_out() {
         wait "${pids[$line]}" || status=$?
         if ((status)); then
             say "${names[$line]}: status $status; its log: $LOGS/"
-            if ((status == 1)); then WORST=1; elif ((!WORST)); then WORST=$LOST; fi
+            case "$status" in
+                1 | 125 | 126 | 127) WORST=1 ;; # new machines would meet it again
+                *) ((WORST)) || WORST=$LOST ;;
+            esac
         fi
     done
 }
 
-# A host that never came keeps all others waiting for it: they are stopped, so that all begin again.
+# leave STATUS NODE HOST: a host that never came keeps all others waiting for it: they are stopped, so
+# that all begin again. By the first that leaves alone: a second SIGTERM would end a process that saves.
 leave() {
     local node host stop stops=()
-    if (($1 == 255)) && [[ "$(state)" == ACTIVE ]]; then
-        say "$2, host $3: no ssh; the other hosts are stopped"
+    case "$1" in 255 | 125 | 126 | 127) ;; *) exit "$1" ;; esac
+    if mkdir "$LOGS/stopping" 2>/dev/null && [[ "$(known_state)" == ACTIVE ]]; then
+        say "$2, host $3: $(refusal "$1"); the other hosts are stopped"
         for node in "${NODES[@]}"; do
             for ((host = 0; host < HOSTS; host++)); do
                 if [[ "$node-$host" != "$2-$3" ]]; then
@@ -170,7 +209,19 @@ leave() {
     exit "$1"
 }
 
+# Ends the waiting, not the run: whoever stops this script may want either.
+# shellcheck disable=SC2329 # by the trap
+interrupted() {
+    local pid
+    for pid in ${pids[@]+"${pids[@]}"}; do kill "$pid" 2>/dev/null || true; done # of `fan_out`
+    say "$NAME: not waited for any more; what was asked for stays, runs, and is paid for. Then:"
+    say "  the same command goes on from a checkpoint; to give the machines back:"
+    say "  ${QUEUE[*]} delete $NAME ${WHERE[*]} --force"
+    exit 130
+}
+
 preflight
+((DRY_RUN)) || trap interrupted INT TERM
 for ((attempt = 0; attempt <= RESUBMIT; attempt++)); do
     if ((attempt)); then
         say "attempt $((attempt + 1)) of $((RESUBMIT + 1))"
@@ -187,7 +238,7 @@ for ((attempt = 0; attempt <= RESUBMIT; attempt++)); do
         remove
         exit 0
     fi
-    now=$(state)
+    now=$(known_state)
     if ((WORST && SPOT)) && [[ "$now" != ACTIVE ]]; then
         say "$NAME: taken away ($now); the run goes on from its last checkpoint on new machines"
         remove

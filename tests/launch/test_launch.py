@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -28,8 +29,8 @@ ACTIVE = {"match": "describe", "out": "ACTIVE\n"}
 
 
 @pytest.fixture
-def cloud(tmp_path):
-    """Returns a function: (script, answers, **settings) -> (status, stdout, stderr, calls)."""
+def stood_in(tmp_path):
+    """Returns a function: (script, answers, **settings) -> arguments of subprocess.run."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     for name in ("gcloud", "kubectl", "python"):
@@ -40,20 +41,30 @@ def cloud(tmp_path):
         )
         (binaries / name).chmod(0o755)
 
-    def launch(script, answers, *flags, keep_preflight=False, **settings):
+    def arguments(script, answers, *flags, **settings):
         (tmp_path / "answers.json").write_text(json.dumps(answers))
-        calls = tmp_path / "calls.jsonl"
-        calls.write_text("")
+        (tmp_path / "calls.jsonl").write_text("")
         own = {"STAND_IN": str(tmp_path), "LOGS": str(tmp_path / "logs")}
         path = {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["bash", str(LAUNCH / script), *flags],
-            env=os.environ | SETTINGS | own | path | settings,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-        )
+        return {
+            "args": ["bash", str(LAUNCH / script), *flags],
+            "env": os.environ | SETTINGS | own | path | settings,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
+
+    return arguments
+
+
+@pytest.fixture
+def cloud(stood_in, tmp_path):
+    """Returns a function: (script, answers, **settings) -> (status, stdout, stderr, calls)."""
+
+    def launch(script, answers, *flags, keep_preflight=False, **settings):
+        calls = tmp_path / "calls.jsonl"
+        done = subprocess.run(**stood_in(script, answers, *flags, **settings), timeout=60)
         told = [json.loads(line) for line in calls.read_text().splitlines()]
         if not keep_preflight:
             told = [call for call in told if "tools.preflight" not in call["words"]]
@@ -187,10 +198,71 @@ def test_host_that_never_answers_is_named_and_the_others_are_stopped(cloud):
     settings = {"RESUBMIT": "1", "SSH_ATTEMPTS": "2"}
     status, _, err, calls = cloud("queued.sh", [refused, ACTIVE], **settings)
     assert status == 75
-    assert "inset, host 1: no ssh; the other hosts are stopped" in err
-    assert len(having(calls, "--worker=0", "docker stop")) == 2  # one an attempt
+    assert "inset, host 1: ssh refused; the other hosts are stopped" in err
+    assert len(having(calls, "--worker=0", "--command=sudo docker stop")) == 2  # one an attempt
     assert "not done after 2 attempts" in err
     assert having(calls[-1:], "delete")
+
+
+def test_hosts_that_all_lose_their_connection_are_told_once_to_save(cloud):
+    # a second SIGTERM would end a process that saves
+    broken = {"match": "--coordinator=auto", "status": 255, "times": 2}
+    status, _, err, calls = cloud("queued.sh", [broken, ACTIVE], SSH_ATTEMPTS="1")
+    assert status == 0, err
+    assert len(having(calls, "--command=sudo docker stop")) == 1
+    # what still runs on a host when the next attempt begins has time to save, too
+    again = having(calls, "--coordinator=auto")[-1]
+    assert again.index("docker stop -t 600 inset") < again.index("docker rm -f inset")
+
+
+@pytest.mark.parametrize("docker", [125, 126, 127])
+def test_image_that_cannot_be_started_is_an_error(cloud, docker):
+    no_image = {"match": "--worker=1", "status": docker, "times": 1000}
+    status, _, err, calls = cloud("queued.sh", [no_image, ACTIVE], SSH_ATTEMPTS="2")
+    assert status == 1
+    assert len(having(calls, "create")) == 1
+    assert f"inset, host 1: status {docker}" in err and "registry.example/inset:1" in err
+    assert len(having(calls, "--worker=1", "docker run")) == (2 if docker == 125 else 1)
+    assert having(
+        calls, "--worker=0", "--command=sudo docker stop"
+    )  # it would wait for the other one
+
+
+def test_a_zone_that_does_not_answer_takes_no_machines_away(cloud):
+    deaf = {"match": "describe", "status": 1, "err": "ERROR: 503 backend error\n", "times": 3}
+    status, _, err, calls = cloud("queued.sh", [deaf, ACTIVE])
+    assert status == 0, err
+    kinds = [w for c in calls for w in ("create", "delete") if f"resources {w}" in c["words"]]
+    assert kinds == ["create", "delete"]
+    assert "inset: UNKNOWN" in err and "503 backend error" in err
+
+
+def test_request_that_is_gone_is_made_anew(cloud):
+    gone = {"match": "describe", "status": 1, "err": "ERROR: NOT_FOUND: no such\n", "times": 2}
+    status, _, err, calls = cloud("queued.sh", [gone, ACTIVE])
+    assert status == 0, err
+    assert len(having(calls, "create")) == 2
+
+
+def test_who_stops_waiting_is_told_what_goes_on(stood_in):
+    waiting = {"match": "describe", "out": "WAITING_FOR_RESOURCES\n"}
+    with subprocess.Popen(**stood_in("queued.sh", [waiting])) as process:
+        while (line := process.stderr.readline()) and "WAITING" not in line:
+            pass
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "gcloud compute tpus queued-resources delete inset" in said
+
+
+def test_spot_runs_save_by_the_clock_and_flags_may_have_lines(cloud):
+    settings = {"FLAGS": "--config.run.steps=7\n--config.run.seed=3"}
+    for spot, expected in (("1", True), ("0", False)):
+        status, out, err, _ = cloud("queued.sh", [], "--dry-run", SPOT=spot, **settings)
+        assert status == 0, err
+        (command,) = [line for line in out.splitlines() if "--worker=0" in line]
+        assert ("--config.run.save_minutes=20" in command) == expected
+        assert "config.run.steps=7" in command and "config.run.seed=3" in command
 
 
 def test_error_of_the_run_is_not_tried_again(cloud):
@@ -282,6 +354,7 @@ def test_manifest_has_a_job_a_slice_and_a_pod_a_host(
 
 def test_gke_run_is_watched_to_its_end(cloud):
     answers = [
+        {"match": "get jobset", "out": "NotFound", "times": 1},
         {"match": "get jobset", "out": " restarts=0", "times": 1},
         {"match": "get jobset", "out": " restarts=1", "times": 1},
         {"match": "get jobset", "out": "Completed restarts=1"},
@@ -292,6 +365,29 @@ def test_gke_run_is_watched_to_its_end(cloud):
     assert yaml.safe_load(apply["given"])["kind"] == "JobSet"
     assert "restarts=1" in err
     assert having(calls[-1:], "delete jobset/inset")
+
+
+def test_gke_begins_again_after_a_start_that_has_ended(cloud):
+    answers = [
+        {"match": "get jobset", "out": "Failed restarts=0", "times": 1},
+        {"match": "get jobset", "out": "Completed restarts=0"},
+    ]
+    status, _, err, calls = cloud("gke.sh", answers)
+    assert status == 0, err
+    kinds = [w for c in calls for w in (" delete ", " apply ") if w in c["words"]]
+    assert kinds == [" delete ", " apply ", " delete "]
+    assert "an earlier start has ended" in err
+
+
+def test_gke_says_what_pods_wait_for(cloud):
+    answers = [
+        {"match": "get jobset", "out": " restarts=0 ready=0", "times": 2},
+        {"match": "get jobset", "out": "Completed restarts=0"},
+        {"match": "get pods", "out": "ImagePullBackOff ContainerCreating ImagePullBackOff"},
+    ]
+    status, _, err, _ = cloud("gke.sh", answers)
+    assert status == 0, err
+    assert "ready=0 waiting: ContainerCreating ImagePullBackOff\n" in err
 
 
 def test_gke_waits_for_machines_and_not_for_the_end_of_training(cloud):
@@ -310,6 +406,7 @@ def test_gke_waits_for_machines_and_not_for_the_end_of_training(cloud):
 
 def test_failed_gke_run_shows_its_last_lines(cloud):
     answers = [
+        {"match": "get jobset", "out": "NotFound", "times": 1},
         {"match": "get jobset", "out": "Failed restarts=0"},
         {"match": "logs", "out": "error: process 3: not finite\n"},
     ]
