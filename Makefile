@@ -24,6 +24,8 @@ lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff format --check .
 
 $(VENV)/installed: setup.py requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.version.split()[0] + " is too old: \
+	make demo PYTHON=python3.11, or a later one")'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) .
 	touch $@

@@ -48,6 +48,7 @@ RANGES: tuple[tuple[float, float | None, str, str], ...] = (
     (1, None, "compute", "cross_entropy_chunk"),
     (1, None, "data", "packs max_example_tokens"),
     (0, None, "data", "workers worker_timeout prefetch max_side"),
+    (0, 1, "data", "smallest_reference"),
     (1, None, "data.capacity", "und gen vit cross_entropy examples"),
     (0, None, "data.capacity", "attention_tiles"),
     (0, 1, "data.dropout", "example_text example_images example_both"),
