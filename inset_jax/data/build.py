@@ -25,9 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from inset_jax.data import jobs, record, shards
+from inset_jax.data import jobs, record, shards, taken
 from inset_jax.data.sources.base import Part, Row, Source
 
 PER_SHARD = 2000  # rows of a shard, about
@@ -113,7 +111,7 @@ def build_records(
             progress(len(found), len(groups) // share[1] or 1, note)
         if share[1] > 1:
             return _built(folder, found, made)
-        again = _taken(notes, len(groups))
+        again = taken.rows(notes, len(groups))
         pending = {
             number: _Job(notes, number, source, groups[number], skip)
             for number, skip in again.items()
@@ -193,7 +191,7 @@ def _write(job: _Job, skip: jobs.Skip, at: Callable[[int], None]) -> dict:
     """Writes the records of a shard, a file a split."""
     writers: dict[str, shards.ShardWriter] = {}
     rejects: list[Reject] = []
-    ids: list[tuple[str, str, int, str]] = []  # split, id, row, where
+    ids: list[taken.Id] = []
     for number, row in enumerate(_rows(job, rejects)):
         at(number)
         try:
@@ -207,12 +205,12 @@ def _write(job: _Job, skip: jobs.Skip, at: Callable[[int], None]) -> dict:
             if split not in writers:
                 writers[split] = shards.ShardWriter(job.folder / _file(job.number, split))
             writers[split].write(data)
-            ids.append((split, example.id, number, row.where))
+            ids.append(taken.Id(split, example.id, number, row.where))
     splits = {}
     for split, writer in writers.items():
         writer.close()
         splits[split] = [writer.count, writer.path.stat().st_size, _digest(writer.path)]
-    (job.folder / f"{job.number:05d}.ids").write_text(json.dumps(ids))
+    taken.write(job.folder, job.number, ids)
     return {"splits": splits, "rejects": rejects}
 
 
@@ -238,32 +236,6 @@ def _is_whole(folder: Path, number: int, note: dict) -> bool:
         if not file.exists() or file.stat().st_size != size or _digest(file) != digest:
             return False
     return True
-
-
-def _taken(notes: Path, count: int) -> dict[int, dict[int, str]]:
-    """Returns the rows whose ids are taken by earlier ones: shard -> row -> reason."""
-    hashes = [
-        np.array([_hash(f"{split} {name}") for split, name, *_ in _ids(notes, n)], np.uint64)
-        for n in range(count)
-    ]
-    shard = np.repeat(np.arange(count), [len(own) for own in hashes])
-    at = np.concatenate([np.arange(len(own)) for own in hashes])
-    order = np.argsort(np.concatenate(hashes), kind="stable")
-    ordered = np.concatenate(hashes)[order]
-    again: dict[int, dict[int, str]] = {}
-    first: dict[tuple[str, str], str] = {}  # split and id -> where it is first
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    for place in np.union1d(same, same + 1):
-        number = int(shard[order[place]])
-        split, name, row, where = _ids(notes, number)[at[order[place]]]
-        by = first.setdefault((split, name), where)
-        if by != where:
-            again.setdefault(number, {})[row] = f"id {name!r} is taken by {by}"
-    return again
-
-
-def _ids(notes: Path, number: int) -> list[tuple[str, str, int, str]]:
-    return json.loads((notes / f"{number:05d}.ids").read_text())
 
 
 def _built(folder: Path, found: dict[int, dict], made: set[int]) -> Built:
@@ -352,10 +324,6 @@ def _read(path: Path) -> str:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -136,15 +136,28 @@ def test_image_folder(tmp_path):
     assert len(reasons) == 2 and "no text in text or caption" in reasons[0]
 
 
+def tar(path, members: dict[str, bytes]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def test_a_key_that_comes_again_in_a_tar_file_is_taken(tmp_path):
+    names = ("a.txt", "a.png", "b.txt", "b.png", "a.text", "a.jpg")
+    tar(tmp_path / "x.tar", {name: png() if name[2] in "pj" else name.encode() for name in names})
+    examples, reasons = build(tmp_path / "x.tar", tmp_path)
+    assert [e.segments[0].text for e in examples["train"]] == ["a.txt", "b.txt"]
+    place = tmp_path / "x.tar"
+    assert reasons == [f"{place}: a: id 'x/a' is taken by {place}: a"]
+
+
 def test_webdataset(tmp_path):
     def write(name, **members):
-        with tarfile.open(tmp_path / name, "w") as tar:
-            for member, data in members.items():
-                info = tarfile.TarInfo(member.replace("_", "."))
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+        tar(tmp_path / name, {name.replace("_", "."): data for name, data in members.items()})
 
-    (tmp_path / "tars").mkdir()
     write("tars/0.tar", a_png=png(), a_txt=b"a caption", b_png=png(), c_txt=b"no picture")
     noise = np.random.default_rng(0).bytes(9000)
     write("tars/1.tar", d_jpg=png(), d_json=b'{"caption": "from json"}', e_png=noise, e_txt=b"x")
