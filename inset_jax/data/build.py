@@ -10,7 +10,9 @@
 
 Every shard is a function of its part of the source. One that is there, whole, and made of a part
 that has not changed is kept: after an interruption, and when the same command runs again on a
-finished folder, of which only what is missing, damaged or changed is then made anew.
+finished folder, of which only what is missing, damaged or changed is then made anew. So are its
+shards with rejects, whose reasons may be gone without a change of the part: a picture that was
+missing, an id that was taken.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class _Job(NamedTuple):
     source: Source
     parts: Sequence[Part]
     skip: dict[int, str]  # rows to leave out, and why
+    retry: bool = False  # whether rows that were rejected are tried again
 
 
 # shards done, shards in all, notes of the one that has just been finished
@@ -96,8 +99,9 @@ def build_records(
     if share[1] > 1 and folder.exists():
         raise ValueError(f"{folder}: exists; machines share what is not there yet")
     notes = _begin(folder, {"source": repr(source), "per_shard": per_shard})
+    retry = folder.exists()  # an interrupted build goes on, and tries them when it runs again
     pending = {
-        number: _Job(notes, number, source, parts, {})
+        number: _Job(notes, number, source, parts, {}, retry)
         for number, parts in enumerate(groups)
         if number % share[1] == share[0]
     }
@@ -173,18 +177,22 @@ def _make(job: _Job, skip: jobs.Skip, diary: Path | None) -> tuple[dict, bool]:
     path = job.folder / f"{job.number:05d}.json"
     made_of = [part.fingerprint for part in job.parts]
     skip = {**job.skip, **skip}
-    note = json.loads(_read(path) or "{}")
-    if note.get("made_of") == made_of and not skip and _is_whole(job.folder, job.number, note):
-        return note, False
-    if note.get("made_of") == made_of:  # rows that once crashed or had a taken id
-        skip = {**{int(row): reason for row, reason in note.get("skip", {}).items()}, **skip}
+    before = json.loads(_read(path) or "{}")
+    is_there = before.get("made_of") == made_of
+    is_whole = is_there and _is_whole(job.folder, job.number, before)
+    is_open = job.retry and is_there and bool(before["rejects"] or before.get("skip"))
+    if is_whole and not skip and not is_open:
+        return before, False
+    if is_there and not job.retry:  # rows that once crashed or had a taken id
+        skip = {**{int(row): reason for row, reason in before.get("skip", {}).items()}, **skip}
     path.unlink(missing_ok=True)
     with jobs.diary(diary) as at:
         note = {"made_of": made_of, "skip": skip, **_write(job, skip, at)}
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps(note))
     os.replace(beside, path)
-    return json.loads(json.dumps(note)), True
+    note = json.loads(json.dumps(note))
+    return note, not (is_whole and note == before)  # tried again in vain, nothing is new
 
 
 def _write(job: _Job, skip: jobs.Skip, at: Callable[[int], None]) -> dict:

@@ -197,3 +197,35 @@ def test_the_first_of_two_with_one_id_stays(tmp_path):
     assert [e.segments[0].text for e in open_records(tmp_path / "set")] == list("01234")
     assert [r.where.rpartition(":")[2] for r in built.rejects] == ["6", "7", "8"]
     assert built.rejects[2].reason == f"id 'x2' is taken by {file}:3"
+
+
+def test_what_was_rejected_is_tried_again_in_a_finished_folder(tmp_path):
+    rows = [{"text": str(n), "target": f"{n // 2}.png"} for n in range(6)]
+    file = tmp_path / "d.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    for name in "02":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    run = lambda: build_records(Jsonl(str(file)), tmp_path / "set", 2)
+    assert run().examples == {"train": 4}
+    files = lambda: {path.name: path.stat().st_ino for path in (tmp_path / "set").iterdir()}
+    before = files()
+    built = run()
+    assert (built.made, built.kept, len(built.rejects)) == (0, 3, 2)
+    assert files() == before  # in vain: the folder is left alone
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    built = run()
+    assert (built.made, built.kept, built.rejects) == (1, 2, [])
+    assert ids(tmp_path / "set") == [f"d-{n}" for n in range(1, 7)]
+    assert not built.rejects_file.exists()
+
+
+def test_an_id_is_free_again_when_its_first_row_is_gone(tmp_path):
+    rows = [{"id": name, "text": str(n), "answer": "y"} for n, name in enumerate("abca")]
+    file = tmp_path / "d.jsonl"
+    write = lambda: file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    write()
+    assert len(build_records(Jsonl(str(file)), tmp_path / "set", 2).rejects) == 1
+    rows[0]["id"] = "d"
+    write()
+    assert not build_records(Jsonl(str(file)), tmp_path / "set", 2).rejects
+    assert ids(tmp_path / "set") == list("dbca")
