@@ -6,13 +6,14 @@
                             00000-train...       its records, by split
     FOLDER                                       the same when all is there, shards named as
                                                  TensorFlow Datasets wants them
+    FOLDER.replaced                              what FOLDER was, while the new one takes its place
     FOLDER.rejects.jsonl                         rows that became no record, with the reason
 
 Every shard is a function of its part of the source. One that is there, whole, and made of a part
 that has not changed is kept: after an interruption, and when the same command runs again on a
 finished folder, of which only what is missing, damaged or changed is then made anew. So are its
 shards with rejects, whose reasons may be gone without a change of the part: a picture that was
-missing, an id that was taken.
+missing, an id that was taken. Files of others in the folder, such as a tokenizer, stay there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from inset_jax.data.sources.base import Part, Row, Source
 
 PER_SHARD = 2000  # rows of a shard, about
 NOTES = "build"
+OURS = (NOTES, "dataset_info.json", "features.json")  # of a finished folder, beside its shards
 
 
 class Reject(NamedTuple):
@@ -144,6 +146,7 @@ def _begin(folder: Path, plan: dict) -> Path:
     if folder.exists():
         if _read(folder / NOTES / "plan.json") != text:
             raise ValueError(f"{folder}: exists; remove it or name another folder")
+        _clear(_replaced(folder), folder)  # of a finish that was interrupted
         shutil.rmtree(work, ignore_errors=True)
         notes.mkdir(parents=True)
         for (number, split), name in _names(_saved(folder / NOTES)).items():
@@ -278,13 +281,21 @@ def _finish(folder: Path, found: dict[int, dict], made: set[int]) -> Built:
             file.unlink()
     shards.write_info(work, splits)
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
-        os.replace(folder, old)
-        os.replace(work, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(work, folder)
+        os.replace(folder, _replaced(folder))
+    os.replace(work, folder)
+    _clear(_replaced(folder), folder)
     return built
+
+
+def _clear(old: Path, folder: Path) -> None:
+    """Removes a folder that another one has replaced; what no build wrote there moves to that."""
+    if not old.exists():
+        return
+    for entry in old.iterdir():
+        ours = entry.name in OURS or entry.match(f"{shards.NAME}-*.array_record-*")
+        if not ours and not (folder / entry.name).exists():
+            os.replace(entry, folder / entry.name)
+    shutil.rmtree(old)
 
 
 def _is_same(folder: Path, count: int) -> bool:
@@ -319,6 +330,10 @@ def _saved(notes: Path) -> dict[int, dict]:
 
 def _incomplete(folder: Path) -> Path:
     return folder.with_name(folder.name + ".incomplete")
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".replaced")
 
 
 def _file(number: int, split: str) -> str:

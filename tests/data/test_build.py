@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -229,3 +230,34 @@ def test_an_id_is_free_again_when_its_first_row_is_gone(tmp_path):
     write()
     assert not build_records(Jsonl(str(file)), tmp_path / "set", 2).rejects
     assert ids(tmp_path / "set") == list("dbca")
+
+
+@pytest.mark.parametrize("killed", ["", "os.replace", "shutil.rmtree"])
+def test_files_of_others_outlive_a_new_folder_and_a_kill_while_it_is_made(
+    tmp_path, monkeypatch, killed
+):
+    """`killed`: the call at which the first update dies, of those that put the folder in place."""
+    folder = tmp_path / "set"
+    run = lambda: build_records(Numbers(8), folder, 4)
+    run()
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "plans").mkdir()
+    (folder / "plans" / "a").write_text("of a run")
+    (folder / "records-train.array_record-00001-of-00002").unlink()
+    told = {"os.replace": os.replace, "shutil.rmtree": shutil.rmtree}
+
+    def die(*paths, **more):
+        if paths in ((tmp_path / "set.incomplete", folder), (tmp_path / "set.replaced",)):
+            raise KeyboardInterrupt
+        return told[killed](*paths, **more)
+
+    if killed:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(killed, die)
+            run()
+        assert (tmp_path / "set.replaced").exists()
+    run()
+    assert ids(folder) == expected(8)
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    assert (folder / "plans" / "a").read_text() == "of a run"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
