@@ -12,8 +12,8 @@ SRC is one of these; which, is found by looking unless --format says it:
 
 Bad rows are printed with their place and reason and written to DST.rejects.jsonl; the others become
 records. The same command goes on after an interruption, and makes only what is missing, damaged,
-changed or was rejected. Exit status: 0 if all rows are good (or --allow-rejects is given), 1 if some are bad, 2 if
-there are no records. The formats are described in docs/data.md.
+changed or was rejected. Exit status: 0 if all rows are good (or --allow-rejects is given), 1 if
+some are bad, 2 if there are no records. The formats are described in docs/data.md.
 """
 
 from __future__ import annotations
