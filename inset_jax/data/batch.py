@@ -102,7 +102,8 @@ class BatchMaker:
             pack = assemble(laid, capacity, config.model, reweight)
             if capacity.attention_tiles:
                 block = config.compute.attention_block
-                name = f"pack {number} ({laid.names[0]} and {len(laid.names) - 1} more)"
+                held = f"{laid.names[0]} and {len(names) - 1} more" if names else "empty"
+                name = f"pack {number} ({held})"
                 pack = with_tiles(pack, block, capacity.attention_tiles, name)
             packs.append(pack)
             pictures += [

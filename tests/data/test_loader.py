@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from inset_jax.core.config import edit
+from inset_jax.core.visibility import RUN, UNUSED
 from inset_jax.data.loader import HostBatch, Loader
 from inset_jax.data.record import open_records, write_records
 
@@ -129,6 +130,16 @@ def test_packs_beyond_the_last_example_are_valid_and_weigh_nothing(config):
     assert not batch.pack.gen_weight[-1].any() and not batch.pack.ce_weight[-1].any()
     for seen in batch.pack.visibility.values():
         assert (seen.high[-1] <= seen.low[-1]).all()
+
+
+def test_packs_beyond_the_last_example_have_no_tiles(config):
+    blocks = dict(compute__attention_block=(128, 128), data__capacity__attention_tiles=64)
+    batch = list(Loader(edit(config, data__packs=8, **blocks), "validation"))[-1]
+    assert batch.examples[-1] == []
+    for seen in batch.pack.visibility.values():
+        code = seen.steps.code
+        run = ((code != UNUSED) & (code & RUN > 0)).any(axis=1)
+        assert run[0] and not run[-1]
 
 
 def some(world, folder, choose, change=lambda example: example):
