@@ -11,6 +11,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,7 +215,7 @@ def _parts(example: Example) -> tuple[list[_Shown], list[_Shown]]:
     shown: list[_Shown] = []
     for segment in example.segments:
         before = shown[-1] if shown else None
-        if before and segment.kind != "text" and before.segment == segment:
+        if before and segment.kind != "text" and _is_again(before.segment, segment):
             shown[-1] = _Shown(segment, before.times + 1)
         else:
             shown.append(_Shown(segment))
@@ -222,6 +223,11 @@ def _parts(example: Example) -> tuple[list[_Shown], list[_Shown]]:
     while end and shown[end - 1].segment.kind == "target":
         end -= 1
     return shown[:end], shown[end:]
+
+
+def _is_again(one: Segment, other: Segment) -> bool:
+    """Whether two segments are the same; latents apart, which one picture has one of."""
+    return replace(one, moments=None) == replace(other, moments=None)
 
 
 def _picture(segment: Segment) -> Image.Image:

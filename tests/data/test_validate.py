@@ -130,6 +130,16 @@ def test_the_report_shows_what_there_is(found, folder, tmp_path):
         assert picture.width == report.WIDTH + 72 and picture.height > 900
 
 
+def test_a_target_that_stands_twice_with_latents_is_shown_once(tmp_path):
+    moments = np.zeros((2, 2, 3, 4), np.float16)
+    latents = dict(moments=moments, moments_vae="0" * 16)
+    twice = [dataclasses.replace(target(n), **latents) for n in (0, 0, 1)]
+    write_records(tmp_path / "set", {"train": [example("a", "drawn twice, then once", *twice)]})
+    made = report.make(validate(str(tmp_path / "set"), tmp_path), str(tmp_path / "set"))
+    page = report.to_html(made)
+    assert page.count("×2") == 1 and page.count("shown target") == 2
+
+
 def test_a_truncated_shard_is_named_and_its_neighbours_are_read(tmp_path):
     rows = [{"text": f"q{n}", "answer": f"a{n}"} for n in range(40)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
