@@ -123,6 +123,17 @@ def test_bagel_conversations(tmp_path):
         assert f"llava.jsonl:{number}:" in reason and words in reason
 
 
+@pytest.mark.parametrize("image", [17, {"path": "a.png"}, [{"path": "a.png"}], [None]])
+def test_a_conversation_whose_pictures_are_no_paths_is_a_reject(tmp_path, image):
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    rows = [{"image": image, "conversations": turns}, {"conversations": turns[1:]}]
+    file = tmp_path / "llava.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    examples, (reason,) = build(file, tmp_path)
+    assert reason == f"{file}:1: field 'image': expected a path or a list of them, found {image!r}"
+    assert len(examples["train"]) == 1
+
+
 def test_image_folder(tmp_path):
     folder = tmp_path / "pictures"
     for split in ("train", "val"):

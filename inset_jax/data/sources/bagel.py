@@ -195,6 +195,8 @@ class Conversations:
             raise ValueError("a video: extract its frames and name them in 'image'")
         paths = row.get("image") or []
         paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"field 'image': expected a path or a list of them, found {paths!r}")
         turns = row.get("conversations")
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise ValueError("field 'conversations': expected a list of turns")
