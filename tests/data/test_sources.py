@@ -165,6 +165,21 @@ def test_a_key_that_comes_again_in_a_tar_file_is_taken(tmp_path):
     assert reasons == [f"{place}: a: id 'x/a' is taken by {place}: a"]
 
 
+@pytest.mark.parametrize("format", ["parquet", "tar"])
+def test_files_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path, format):
+    for folder in ("", "1", "2/3"):
+        file = tmp_path / "set" / folder / f"x.{format}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if format == "tar":
+            tar(file, {"a.png": png(), "a.txt": b"red"})
+        else:
+            parquet(file, image=[png()], captions=['{"a": "red"}'])
+    examples, reasons = build(tmp_path / "set", tmp_path)
+    own = {"parquet": "-0-0", "tar": "/a"}[format]
+    assert [e.id for e in examples["train"]] == [f"{name}{own}" for name in ("1/x", "2/3/x", "x")]
+    assert not reasons
+
+
 def test_webdataset(tmp_path):
     def write(name, **members):
         tar(tmp_path / name, {name.replace("_", "."): data for name, data in members.items()})

@@ -70,7 +70,7 @@ class _Parquet:
             raise ValueError(f"cannot be read: {error}") from error
         for number in range(table.num_rows):
             row = {name: table.column(name)[number] for name in self.columns}
-            name = f"{stem(path)}-{group}-{number}"
+            name = f"{stem(path, self.path)}-{group}-{number}"
             where = f"{part.name}, row {number}"
             yield Row(where, partial(self._row, name, row))
 
@@ -208,7 +208,7 @@ class Conversations:
         if not any(segment.loss for segment in segments):
             raise ValueError("nothing to learn: no turn from 'gpt'")
         # an id of the file's own need not be unique: several data sets in one
-        name = f"{stem(self.path)}-{number}"
+        name = f"{Path(self.path).stem}-{number}"
         return worded(name, "understanding", [segments], self.options)
 
     def _turn(self, turn: dict, images: Iterator[Path]) -> Iterator[Segment]:

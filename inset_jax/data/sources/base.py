@@ -141,9 +141,11 @@ def worded(
     return [(options.split, example) for example in made]
 
 
-def stem(path: str | Path) -> str:
-    """A file's name without its last suffix: the beginning of its records' ids."""
-    return Path(path).stem
+def stem(path: str | Path, source: str | Path) -> str:
+    """A file's path below its source without its last suffix: the beginning of its records' ids."""
+    path, source = Path(path), Path(source)
+    below = Path(path.name) if path == source else path.relative_to(source)
+    return below.with_suffix("").as_posix()
 
 
 def files(path: Path, suffixes: Iterable[str], what: str) -> list[Path]:

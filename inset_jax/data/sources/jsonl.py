@@ -38,7 +38,6 @@ from inset_jax.data.sources.base import (
     edit_source,
     picture,
     read_file,
-    stem,
 )
 
 TEXT_FIELDS = ("text", "target", "edit", "answer", "id", "kind", "split", "licence", "source")
@@ -63,7 +62,7 @@ class Jsonl:
 
     def _make(self, number: int, line: bytes) -> list[NamedExample]:
         row = parse_row(line)
-        row.setdefault("id", f"{stem(self.path)}-{number}")
+        row.setdefault("id", f"{Path(self.path).stem}-{number}")
         row.setdefault("source", self.options.name)
         row.setdefault("licence", self.options.licence)
         split = row.get("split", self.options.split)

@@ -50,9 +50,9 @@ class WebDataset:
         return found
 
     def rows(self, part: Part) -> Iterator[Row]:
+        begin = stem(part.place[0], self.path)
         for key, members in _samples(Path(part.place[0])):
-            where = f"{part.name}: {key}"
-            yield Row(where, partial(self._make, f"{stem(part.name)}/{key}", members))
+            yield Row(f"{part.name}: {key}", partial(self._make, f"{begin}/{key}", members))
 
     def _make(self, name: str, members: dict[str, bytes]) -> list[NamedExample]:
         wanted = [self.options.image] if self.options.image else PICTURES
