@@ -150,13 +150,16 @@ def drift(leg: Leg, section: int) -> str:
 def best_capacity(mean: Sequence[float], total: int) -> tuple[int, int]:
     """Returns capacities of the und and gen streams in the ratio of the tokens that come.
 
-    Both are multiples of 128 (the lanes of a TPU), or of less where the total is small.
+    A stream without tokens gets the least. Both are multiples of 128 (the lanes of a TPU), or of less where the total is small.
 
     Args:
       mean: und and gen tokens an example.
       total: of both capacities; up to 2% less where that comes nearer to the ratio.
     """
     step = max(min(128, total // 64), 1)
+    if not all(mean):
+        most = (total // step - 1) * step
+        return (most, step) if mean[0] else (step, most)
     totals = np.arange(total // step, int(total * 0.98) // step, -1) * step
     und = np.arange(1, total // step)[:, None] * step
     gen = totals - und

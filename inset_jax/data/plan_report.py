@@ -56,7 +56,7 @@ def _fill(leg: Leg, sections: int, total: int | None) -> Iterator[str]:
         f"data.capacity.und={und} data.capacity.gen={gen} fit best"
     )
     ratio = (und / gen) / (plan.capacity[0] / plan.capacity[1])
-    if abs(ratio - 1) > 0.02:
+    if used[:2].all() and abs(ratio - 1) > 0.02:
         yield (
             f"warning: the capacities are off that ratio by {abs(ratio - 1):.0%}; one stream is "
             f"filled less by about as much"

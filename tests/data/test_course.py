@@ -7,6 +7,7 @@ from inset_jax.core.config import edit
 from inset_jax.data.course import best_capacity, drift
 from inset_jax.data.loader import Loader, course_of
 from inset_jax.data.plan_report import report
+from inset_jax.data.record import open_records, write_records
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,18 @@ def test_the_best_capacities_have_the_ratio_of_the_tokens(mean):
     und, gen = best_capacity(mean, 32768)
     assert und % 128 == gen % 128 == 0 and 0.98 * 32768 <= und + gen <= 32768
     assert abs(und / gen / (mean[0] / mean[1]) - 1) < 0.01 * max(1, mean[1] / mean[0] / 10)
+
+
+def test_a_stream_without_tokens_gets_the_least(config, world, tmp_path):
+    assert best_capacity((250, 0), 32768) == (32640, 128)
+    assert best_capacity((0, 250), 32768) == (128, 32640)
+    records = open_records(world / "records")
+    answers = [own for own in map(records.__getitem__, range(len(records))) if not own.has_target]
+    write_records(tmp_path / "r", {"train": answers})
+    course = course_of(edit(config, data__train=(str(tmp_path / "r"),)), "train")
+    lines = "\n".join(report(course, 1, 0, 640))
+    assert "0 gen tokens: data.capacity.und=630 data.capacity.gen=10 fit best" in lines
+    assert "warning" not in lines
 
 
 def test_a_mix_that_has_drifted_is_told(config, caplog):
