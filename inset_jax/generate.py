@@ -93,12 +93,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the first picture; the next ones count up")
     add("--pictures", type=int, default=1, metavar="N", help="pictures of each prompt")
     add("--batch", type=int, metavar="N", help="prompts in one run (default 4, or a mesh's packs)")
-    add(
-        "--height",
-        type=int,
-        metavar="PX",
-        help="default: the source's, or the checkpoint's (sample.side)",
-    )
+    add("--height", type=int, metavar="PX", help="default: the source's, or the run's sample.side")
     add("--width", type=int, metavar="PX")
 
     flow = flags.add_argument_group("sampling (default: the checkpoint's, or the mode's preset)")
@@ -206,6 +201,8 @@ def read_jobs(args: argparse.Namespace) -> list[Job]:
     if args.prompts is None:
         jobs = [Job("--prompt", args.prompt, "", out=None, **shared)]
     else:
+        if args.source is not None:  # a flag's path is relative to where the command runs
+            shared["source"] = os.path.abspath(args.source)
         jobs = _read_lines(Path(args.prompts), shared)
     for job in jobs:
         if (job.source is not None) != (args.task == "edit"):

@@ -102,6 +102,17 @@ def test_an_edit_follows_its_source(command, folder):
     assert settings["source"] == "bench.png" and settings["renorm"] == "text_channel"
 
 
+def test_a_source_among_the_flags_is_relative_to_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "sub").mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "sub" / "own.png")
+    (folder / "sub" / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "source": "own.png"}')
+    flags = ("--task", "edit", "--source", "cat.png", "--prompts", "sub/p.jsonl")
+    args = generate.parser().parse_args(["--checkpoint", CHECKPOINT, *flags])
+    sources = [generate.to_prompt(job).source for job in generate.read_jobs(args)]
+    assert [source.size for source in sources] == [(60, 40), (16, 16)]
+
+
 def test_an_answer_is_printed_or_written(command, folder):
     question = ("--task", "text", "--prompt", "what is [img:cat.png]?", "--max_tokens", "3")
     status, out, _ = command(*question)
