@@ -43,11 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _validate(options: argparse.Namespace, rest: list[str]) -> int:
     from inset_jax.core import overrides
-    from inset_jax.data import build, record, report, rewrite, validate
+    from inset_jax.data import build, record, report, rewrite, shards, validate
 
     config = overrides.parse(["validate_records", *rest], {}).config if rest else None
     folder, workers = options.folder, options.workers
-    place = options.report or Path(record.split_path(folder)[0] + ".report")
+    shards.list_shards(folder)  # a folder that is none leaves no report
+    place = options.report or Path(f"{Path(record.split_path(folder)[0])}.report")
     place.mkdir(parents=True, exist_ok=True)
     found = validate.validate(folder, place, config, workers, validate.say_progress)
     rejects = found.rejects

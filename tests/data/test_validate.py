@@ -181,6 +181,7 @@ def test_exit_status_of_the_command(folder, tmp_path, capsys):
     run = lambda *more: main([*more, "--workers", "0"])
     assert run(str(tmp_path / "nowhere")) == 2
     assert "nowhere: no records there" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
     clean, place = str(tmp_path / "clean"), str(tmp_path / "report")
     assert run(str(folder), "--report", place, "--clean", clean) == 1
     seen = capsys.readouterr()
@@ -192,6 +193,13 @@ def test_exit_status_of_the_command(folder, tmp_path, capsys):
     assert not (tmp_path / "report" / "rejects.jsonl").exists()
     with pytest.raises(SystemExit):
         run(clean, "--reprot=x")
+
+
+def test_the_report_lies_beside_a_folder_that_is_named_with_a_slash(tmp_path):
+    write_records(tmp_path / "set", {"train": [example("a", "a caption", target(0))]})
+    assert main([f"{tmp_path / 'set'}/", "--workers", "0"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.report"]
+    assert not (tmp_path / "set" / ".report").exists()
 
 
 def test_fingerprints_survive_what_leaves_a_picture_the_same():
