@@ -150,7 +150,8 @@ def drift(leg: Leg, section: int) -> str:
 def best_capacity(mean: Sequence[float], total: int) -> tuple[int, int]:
     """Returns capacities of the und and gen streams in the ratio of the tokens that come.
 
-    A stream without tokens gets the least. Both are multiples of 128 (the lanes of a TPU), or of less where the total is small.
+    A stream without tokens gets the least. Both are multiples of 128 (the lanes of a TPU), or of
+    less where the total is small.
 
     Args:
       mean: und and gen tokens an example.

@@ -91,9 +91,8 @@ def measure(headers_: Headers, config: Config) -> Index:
         (total > limits).any(axis=1) | (total[:, :2].sum(axis=1) > config.data.max_example_tokens)
     )
     waiting = np.flatnonzero(over(total))
-    least = 100 * config.data.smallest_reference
-    for step in range(100 - SHRINK_STEP, 0, -SHRINK_STEP):
-        if step < least - 1e-9 or not len(waiting):
+    for step in shrink_steps(config):
+        if not len(waiting):
             break
         rows, start = rows_of(headers_.start, waiting)
         tokens[rows] = _tokens(headers_, rows, start, step, config)
@@ -126,6 +125,12 @@ def measure(headers_: Headers, config: Config) -> Index:
         percent=percent[usable],
         skipped=skipped,
     )
+
+
+def shrink_steps(config: Config) -> list[int]:
+    """Returns the percent of their sides that references are tried at, in order, below 100."""
+    least = 100 * config.data.smallest_reference - 1e-9
+    return [step for step in range(100 - SHRINK_STEP, 0, -SHRINK_STEP) if step >= least]
 
 
 def _facts(config: Config) -> list:

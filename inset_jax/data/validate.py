@@ -17,7 +17,7 @@ from typing import NamedTuple
 from inset_jax.core.config import Config
 from inset_jax.data import image, jobs, layout, prepare, record, shards, text
 from inset_jax.data.fingerprint import Fingerprint, alike, fingerprint, near_pairs
-from inset_jax.data.index import COLUMNS
+from inset_jax.data.index import COLUMNS, shrink_steps
 from inset_jax.data.record import Example
 
 # what stands in a sentence of some format where a picture should be by now
@@ -219,8 +219,7 @@ def _tokens(
     total = _total(items)
     wrong = list(_misfits(total, config))
     if wrong:  # references of long examples are scaled down, as far as the config allows
-        least = round(100 * config.data.smallest_reference)
-        smallest = prepare.outline(example, tokenizer, config, least)
+        smallest = prepare.outline(example, tokenizer, config, (100, *shrink_steps(config))[-1])
         wrong = list(_misfits(_total(smallest), config))
     return total, wrong
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from inset_jax.core.config import edit
-from inset_jax.data import report
+from inset_jax.data import report, text
 from inset_jax.data.build import build_records
 from inset_jax.data.fingerprint import alike, fingerprint, near_pairs
+from inset_jax.data.index import build_index
 from inset_jax.data.record import Example, Segment, open_records, write_records
 from inset_jax.data.rewrite import ONE_TO_ONE, WithoutRejects
 from inset_jax.data.validate import _compared, validate
@@ -232,6 +233,18 @@ def test_near_pairs_are_those_of_comparing_all():
     found = set(near_pairs(prints))
     assert found <= {pair for pair, own in apart.items() if own <= 5}
     assert found >= {pair for pair, own in apart.items() if own <= 3} and len(found) > 30
+
+
+def test_references_are_scaled_down_as_far_as_a_plan_does(config, tmp_path):
+    side = config.data.vit_size.max_side  # 4 patches; 62% would be 2 of them, 65% are 3
+    seen = segment("vit", drawing(0, (side, side)))
+    examples = [example("one", "x", seen, target(1)), example("two", "y", seen, seen, target(2))]
+    write_records(tmp_path / "set", {"train": examples})
+    tight = edit(config, data__smallest_reference=0.62, data__capacity__vit=9)
+    index = build_index(open_records(tmp_path / "set"), text.load(config.data.tokenizer), tight)
+    (reject,) = validate(str(tmp_path / "set"), tmp_path, tight).rejects
+    assert list(index.skipped.values()) == [["two"]] and list(index.ids) == ["one"]
+    assert (reject.id, reject.reason) == ("two", "18 vit tokens, data.capacity.vit is 9")
 
 
 def test_measuring_needs_the_configs_tokenizer(folder, config, tmp_path):
