@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tools import outcome
 
-SHOWN = 20  # rejects that are printed
+SHOWN = 20  # rejects that are printed, and warnings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,6 +55,8 @@ def _validate(options: argparse.Namespace, rest: list[str]) -> int:
     build.write_rejects(rejects, place / "rejects.jsonl")
     for reject in rejects[:SHOWN]:
         print(reject, file=sys.stderr)
+    for warning in found.warnings[:SHOWN]:
+        print(f"warning: {warning}", file=sys.stderr)
     paths = report.write(report.make(found, folder), place)
     good = sum(not own.reasons for own in found.findings)
     print(f"{good} good records, {len(rejects)} rejects; {paths[0]} {paths[1]}")

@@ -75,7 +75,8 @@ def make(validated: Validated, folder: str, each: int = EACH) -> Report:
     tables = {
         "Records": _counts(good),
         "Where they are from": _origins(good),
-        "Rejects": _reasons(rejects),
+        "Rejects": _reasons(rejects, "rejects"),
+        "Warnings": _reasons(validated.warnings, "warnings"),
     }
     tables = {name: rows for name, rows in tables.items() if len(rows) > 1}
     return Report(f"Records of {folder}", lead, tables, _charts(good), samples)
@@ -145,7 +146,7 @@ def _origins(good: Iterable[Finding]) -> list[list[str]]:
     return [["source", "licence", "records"], *rows]
 
 
-def _reasons(rejects: Sequence) -> list[list[str]]:
+def _reasons(rejects: Sequence, name: str) -> list[list[str]]:
     """Reasons that differ in numbers and names alone are one."""
     alike = lambda reason: re.sub(r"\d+|'[^']*'|\(.*\)|\S*/\S*", "…", reason)
     found: dict[str, list] = {}
@@ -153,7 +154,7 @@ def _reasons(rejects: Sequence) -> list[list[str]]:
         found.setdefault(alike(reject.reason), []).append(reject)
     most = sorted(found.values(), key=len, reverse=True)[:12]
     rows = [[f"{len(own):,}", own[0].reason, _where(own[0])] for own in most]
-    return [["rejects", "reason (of the first)", "the first"], *rows]
+    return [[name, "reason (of the first)", "the first"], *rows]
 
 
 def _where(reject) -> str:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+PLACE = re.compile(r"\[img:[^\]]*\]")  # in a text that was parsed, characters that were meant
 _MARK = re.compile(r"(?P<escape>\\)?\[img:(?:(?P<path>[^\]]*)\])?")
 
 

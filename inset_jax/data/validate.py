@@ -19,9 +19,10 @@ from inset_jax.data import image, jobs, layout, prepare, record, shards, text
 from inset_jax.data.fingerprint import Fingerprint, alike, fingerprint, near_pairs
 from inset_jax.data.index import COLUMNS, shrink_steps
 from inset_jax.data.record import Example
+from inset_jax.data.sentence import PLACE
 
 # what stands in a sentence of some format where a picture should be by now
-PLACEHOLDER = re.compile(r"(?<!\\)\[img:[^\]]*\]|<image>|<img>|<\|image_pad\|>|<\|vision_start\|>")
+PLACEHOLDER = re.compile(r"<image>|<img>|<\|image_pad\|>|<\|vision_start\|>")
 DECODED = 64  # pictures kept for comparisons
 
 
@@ -49,10 +50,11 @@ class Finding(NamedTuple):
     lesson: str = ""  # digest of kinds and texts: two of one lesson and equal pictures are the same
     pictures: tuple[Picture, ...] = ()
     tokens: tuple[int, ...] | None = None  # of und, gen, vit and cross_entropy
+    warnings: tuple[str, ...] = ()  # what a person should look at; it may be good
 
 
 class Rejected(NamedTuple):
-    """A line of the file of rejects."""
+    """A line of the file of rejects, or a warning."""
 
     split: str
     record: int | None  # None: a whole shard
@@ -87,6 +89,14 @@ class Validated(NamedTuple):
             for own in self.findings
             for reason in ["; ".join(own.reasons)]
             if reason
+        ]
+
+    @property
+    def warnings(self) -> list[Rejected]:
+        return [
+            Rejected(own.split, own.number, own.shard, own.id, warning)
+            for own in self.findings
+            for warning in own.warnings
         ]
 
 
@@ -171,7 +181,7 @@ def _finding(job: _Job, number: int, reader, read: Callable[[], bytes]) -> Findi
         tokens, wrong = _tokens(example, job.tokenizer, job.config)
         problems += wrong
     facts = (example.id, example.kind, example.source, example.licence, _lesson(example))
-    return Finding(*where, tuple(problems), *facts, tuple(pictures), tokens)
+    return Finding(*where, tuple(problems), *facts, tuple(pictures), tokens, _doubts(example))
 
 
 def _texts(example: Example) -> Iterator[str]:
@@ -185,6 +195,16 @@ def _texts(example: Example) -> Iterator[str]:
             yield f"segment {number}: {place.group()!r} in the text, a picture is missing there"
     if not any(s.loss or s.kind == "target" for s in example.segments):
         yield "nothing to learn: no target and no answer"
+
+
+def _doubts(example: Example) -> tuple[str, ...]:
+    """What a sentence may say on purpose: `\\[img:` stands for the characters themselves."""
+    found = ((n, PLACE.search(segment.text)) for n, segment in enumerate(example.segments))
+    return tuple(
+        f"segment {number}: {place.group()!r} in the text: is a picture meant?"
+        for number, place in found
+        if place
+    )
 
 
 def _pictures(example: Example, pictures: list[Picture]) -> Iterator[str]:

@@ -61,6 +61,14 @@ def test_bagel_text_to_image(tmp_path):
     assert "row group 1, row 0: picture" in reasons[0] and "no caption" in reasons[1]
 
 
+def test_a_place_for_a_picture_where_no_sentence_is_parsed_is_a_reject(tmp_path):
+    captions = [json.dumps({"a": text}) for text in ("a [img:cat.png] here", "a cat")]
+    parquet(tmp_path / "t2i" / "p.parquet", image=[png()] * 2, captions=captions)
+    examples, (reason,) = build(tmp_path / "t2i", tmp_path)
+    assert [e.id for e in examples["train"]] == ["p-0-1"]
+    assert "row 0: '[img:cat.png]' in a text: only a JSONL's sentences hold pictures" in reason
+
+
 def test_one_wording_is_drawn_by_the_records_name(tmp_path):
     captions = [json.dumps({str(n): f"wording {n}" for n in range(9)})] * 12
     parquet(tmp_path / "t2i" / "p.parquet", image=[png()] * 12, captions=captions)

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
         example("good", "a caption", target(0)),
         example("broken", "x", broken),
         example("larger", "x", larger),
-        example("place", "a [img:cat] here", target(3)),
+        example("place", "a <image> here", target(3)),
         example("twice", "A  caption", recompressed),
         example("other-words", "another caption of it", target(0)),
         example("blank", " \n", target(4)),
@@ -79,7 +79,7 @@ def found(folder, config):
 REASONS = {
     "train[1] broken": "image of segment 1: cannot be read as an image",
     "train[2] larger": "image of segment 1 is 48x32, the record says 49x32",
-    "train[3] place": "'[img:cat]' in the text, a picture is missing there",
+    "train[3] place": "'<image>' in the text, a picture is missing there",
     "train[4] twice": "the same as train[0] (good)",
     "train[6] blank": "segment 0: an empty text",
     "train[7] leak": "leak between splits: its target is that of validation[0] (held-out)",
@@ -129,6 +129,20 @@ def test_the_report_shows_what_there_is(found, folder, tmp_path):
     assert "another caption of it" in page and page.count("<article>") == 6
     with Image.open(paths[1]) as picture:
         assert picture.width == report.WIDTH + 72 and picture.height > 900
+
+
+def test_characters_that_a_sentence_means_are_a_warning(tmp_path, capsys):
+    from inset_jax.data.sources.jsonl import Jsonl
+
+    row = {"text": r"Type \[img:cat.png] here", "answer": "I did"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row))
+    build_records(Jsonl(str(tmp_path / "d.jsonl")), tmp_path / "set")
+    clean = tmp_path / "clean"
+    assert main([str(tmp_path / "set"), "--workers", "0", "--clean", str(clean)]) == 0
+    words = "warning: train[0] d-1: segment 0: '[img:cat.png]' in the text"
+    assert words in capsys.readouterr().err
+    assert "is a picture meant?" in (tmp_path / "set.report" / "report.html").read_text()
+    assert open_records(clean)[0].segments[0].text == "Type [img:cat.png] here"
 
 
 def test_a_target_that_stands_twice_with_latents_is_shown_once(tmp_path):

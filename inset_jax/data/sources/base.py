@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from inset_jax.data import image
 from inset_jax.data.record import Example, Segment, check
+from inset_jax.data.sentence import PLACE
 
 NamedExample = tuple[str, Example]  # the split that it belongs to, and it
 
@@ -126,7 +128,14 @@ def captioned(
 def worded(
     name: str, kind: str, wordings: Sequence[Sequence[Segment]], options: Options
 ) -> list[NamedExample]:
-    """Makes examples of several wordings of one lesson, or of one of them, drawn by its name."""
+    """Makes examples of several wordings of one lesson, or of one of them, drawn by its name.
+
+    Raises:
+      ValueError: a text names a picture as a JSONL's sentences do, which these formats do not.
+    """
+    for segment in itertools.chain.from_iterable(wordings):
+        if place := PLACE.search(segment.text):
+            raise ValueError(f"{place.group()!r} in a text: only a JSONL's sentences hold pictures")
     numbers = range(len(wordings))
     if options.wordings == "one":
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
