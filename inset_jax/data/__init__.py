@@ -1,6 +1,6 @@
 """From files on disk to packs in memory, in NumPy.
 
-sources   data sets of other formats  build   records of them, sharded; jobs, shards
+sources   data sets of other formats  build   records of them, sharded; jobs, shards, taken
 record    what is stored              rewrite records of records; validate, report, fingerprint
 headers   sizes of a data set, read once      index   lengths at a config's sizes; columns
 mix       the order of examples       fill    the search for a full pack; dropout
