@@ -99,6 +99,20 @@ def test_bagel_editing(tmp_path):
     assert two[3].image is two[4].image and two[3].image == chain[1]
 
 
+def test_columns_of_another_type_are_rejects_that_say_so(tmp_path):
+    parquet(tmp_path / "t2i" / "p.parquet", image=[png()], captions=[7])
+    steps = {"image_list": [[png(), png()]], "instruction_list": [[3]]}
+    parquet(tmp_path / "edit" / "p.parquet", **steps)
+    parquet(tmp_path / "one" / "p.parquet", **steps | {"image_list": [png()]})
+    for folder, said in (
+        ("t2i", "captions: expected a list, found int"),
+        ("edit", "instruction_list: a step: expected a list, found int"),
+        ("one", "image_list: expected a list, found bytes"),
+    ):
+        examples, (reason,) = build(tmp_path / folder, tmp_path)
+        assert said in reason and not any(examples.values())
+
+
 def test_bagel_conversations(tmp_path):
     (tmp_path / "images").mkdir()
     for name in "ab":

@@ -91,9 +91,10 @@ class TextToImage(_Parquet):
         if isinstance(captions, str):
             captions = jsonl.parse_object(captions)
         captions = list(captions.values()) if isinstance(captions, dict) else captions
-        if not all(isinstance(caption, str) for caption in captions):
+        texts = _list("captions", captions)
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError("captions: expected {name: text}")
-        return captioned(name, captions, _bytes(row["image"]), self.options)
+        return captioned(name, texts, _bytes(row["image"]), self.options)
 
 
 class Editing(_Parquet):
@@ -102,8 +103,8 @@ class Editing(_Parquet):
     columns = ("image_list", "instruction_list")
 
     def _make(self, name: str, row: dict) -> list[NamedExample]:
-        images = [_bytes(image) for image in row["image_list"]]
-        steps = [_wordings(step) for step in row["instruction_list"]]
+        images = [_bytes(image) for image in _list("image_list", row["image_list"])]
+        steps = [_wordings(step) for step in _list("instruction_list", row["instruction_list"])]
         if len(images) < 2 or len(steps) != len(images) - 1:
             raise ValueError(
                 f"{len(images)} pictures and instructions for {len(steps)} steps: expected two "
@@ -138,11 +139,17 @@ def _lesson(images: Sequence[bytes], texts: Sequence[str], options: Options) -> 
 
 
 def _wordings(step) -> list[str]:
-    texts = [step] if isinstance(step, str) else list(step or [])
+    texts = [step] if isinstance(step, str) else _list("instruction_list: a step", step or [])
     texts = [text.strip() for text in texts if isinstance(text, str)]
     if not texts or not all(texts):
         raise ValueError("instruction_list: a step without a text, or an empty one")
     return list(dict.fromkeys(texts))
+
+
+def _list(what: str, value) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"{what}: expected a list, found {type(value).__name__}")
+    return value
 
 
 def _bytes(value) -> bytes:
