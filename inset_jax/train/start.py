@@ -7,6 +7,7 @@ whose parameters stand apart because they do not train.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import socket
@@ -28,6 +29,8 @@ from inset_jax.train import guard, step
 
 Tree = dict[str, Any]
 
+# of a model and not in a BAGEL folder: the null token is added to it, the tables are in its files
+UNSAID = ("position_ratio", "position_step", "position_scale", "null_token")
 COMPILED = "/jax/core/compile/backend_compile_duration"  # a program compiled, or found compiled
 
 
@@ -115,7 +118,7 @@ def begin(config: Config, mesh: Mesh, directory: pathlib.Path) -> Begun:
 
     Raises:
       ValueError: a checkpoint of another model, or a damaged one; `run.init_from` is neither a
-        BAGEL folder nor a checkpoint.
+        BAGEL folder nor a checkpoint, or is another model by its JSON files or its meta.
     """
     if store.steps(directory):
         return _resumed(config, mesh, directory)
@@ -190,15 +193,18 @@ def _from_weights(config: Config, mesh: Mesh) -> Begun:
     """Weights from elsewhere with a fresh optimizer; of a checkpoint, the averaged ones."""
     source = config.run.init_from
     state, coder = wanted(config, mesh)
-    if bagel.is_bagel(source):
+    is_bagel, there = bagel.is_bagel(source), load.read_config(source)
+    if is_bagel:
+        own = {field: getattr(config.model, field) for field in UNSAID}
+        there = dataclasses.replace(there, **own)
+    if unlike := differences.models(there, config.model):
+        raise ValueError(f"run.init_from={source} is another model: {'; '.join(unlike)}")
+    if is_bagel:
         loaded = convert.load_bagel(source, config.model)
         shapes = {"model": state["params"], "vae": coder}
         params = meshes.put(loaded, _shardings(shapes))
         origin = f"BAGEL's weights of {source}"
     else:
-        unlike = differences.models(load.read_config(source), config.model)
-        if unlike:
-            raise ValueError(f"run.init_from={source} is another model: {'; '.join(unlike)}")
         loaded = load.load_any(source, mesh)
         params = loaded.params
         origin = f"{loaded.info['weights']} of {source}, step {loaded.info['step']}"

@@ -90,8 +90,34 @@ def test_init_from_bagel_folder(config, mesh, tmp_path):
 
 
 def test_init_from_another_model_is_refused(config, mesh, tmp_path):
-    with pytest.raises(ValueError, match=r"llm.layers \(.*\) is 1 in the config and 2 in the"):
+    with pytest.raises(ValueError, match=r"ckpt is another model: .*llm.layers is 2 there and 1"):
         start.begin(edit(config, run__init_from=str(BAGEL)), mesh, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("model__vae__scale", 1.0, "vae.scale is 0.3611 there and 1.0 here"),
+        ("model__llm__rope_theta", 1e4, "llm.rope_theta is 1000000.0 there and 10000.0 here"),
+        ("model__llm__norm_eps", 1e-5, "llm.norm_eps is 1e-06 there and 1e-05 here"),
+        ("model__vit__heads", 2, "vit.heads is 4 there and 2 here"),
+        ("model__prediction", "clean", "prediction is 'velocity' there and 'clean' here"),
+    ],
+)
+def test_init_from_bagel_folder_whose_weights_mean_something_else(
+    config, mesh, tmp_path, field, value, said
+):
+    same = edit(config, model=bagel.config_from_bagel(BAGEL), run__init_from=str(BAGEL))
+    with pytest.raises(ValueError, match=rf"another model: {said}$"):
+        start.begin(edit(same, **{field: value}), mesh, tmp_path)
+
+
+def test_init_from_bagel_folder_adds_what_it_cannot_say(config, mesh, tmp_path):
+    same = edit(config, model=bagel.config_from_bagel(BAGEL), run__init_from=str(BAGEL))
+    more = edit(same, model__null_token=True, model__position_scale=2.0)
+    begun = start.begin(more, mesh, tmp_path)
+    equal(begun.state["params"], convert.load_bagel(BAGEL, more.model)["model"])
+    assert begun.state["params"]["null"]["table"].shape[0] == 2
 
 
 def test_init_from_nothing_is_refused(config, mesh, tmp_path):
