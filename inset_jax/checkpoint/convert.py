@@ -51,7 +51,10 @@ def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
 
 
 def load_bagel(
-    folder: str | pathlib.Path, config: ModelConfig | None = None, dtype: str = "float32"
+    folder: str | pathlib.Path,
+    config: ModelConfig | None = None,
+    dtype: str = "float32",
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Reads a BAGEL-format folder into the parameters {"model", "vae"}, NumPy arrays.
 
@@ -64,15 +67,16 @@ def load_bagel(
         ae.safetensors; the patch embedding may be linear or a convolution.
       config: what is expected; None means what the folder's JSON files say.
       dtype: of the result: "float32", "bfloat16", "float16", or KEEP for each tensor's own.
+      weights: "ema" or "model"; None means the averaged ones if there are any.
 
     Raises:
-      ValueError: the folder's sizes are not the config's, in one sentence; and by name, with the
+      ValueError: the weights are not there; the folder's sizes are not the config's, in one sentence; and by name, with the
         nearest candidate, the tensors that are missing, unexpected, misshapen or not finite, of
         many the first and how many more.
     """
     config = bagel.config_from_bagel(folder) if config is None else config
     wanted = shapes(config)
-    params = _read(folder, tensors.open_folder(folder), config, wanted, dtype)
+    params = _read(folder, tensors.open_folder(folder, weights), config, wanted, dtype)
     if NULL_TABLE in wanted:
         tokens = config.tokens
         params[NULL_TABLE] = params[EMBEDDING][[tokens.text_start, tokens.image_start]]

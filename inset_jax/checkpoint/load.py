@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from inset_jax.checkpoint import bagel, convert, differences, names, tokenizer
+from inset_jax.checkpoint import bagel, convert, differences, names, tensors, tokenizer
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core.config import ModelConfig
 from inset_jax.model import int8
@@ -39,8 +39,8 @@ def load_any(
     Args:
       path: what to load; of several steps, the newest.
       mesh: where the parameters go, split by their logical names; None means the first device.
-      weights: "ema" (where a checkpoint has none, or not of all, the rest are the parameters) or
-        "params".
+      weights: "ema" (where there is none, or not of all, the rest are the parameters) or
+        "params"; `info` says which they are.
       dtype: of the parameters in memory, but a checkpoint's autoencoder, which stays in float32;
         `convert.KEEP` for what is stored.
       is_int8: whether the kernels of the language model's layers become int8 (`model.int8`). Those
@@ -55,7 +55,9 @@ def load_any(
     path = pathlib.Path(path)
     if bagel.is_bagel(path):
         config = bagel.config_from_bagel(path)
-        leaves = names.flatten(convert.load_bagel(path, config, dtype))
+        asked = "model" if weights == PARAMS else None
+        used = EMA if tensors.which(path, asked) == "ema" else PARAMS
+        leaves = names.flatten(convert.load_bagel(path, config, dtype, asked))
         places = shardings(config, mesh)
         params: dict[str, jax.Array] = {}
         for name in list(leaves):
@@ -64,7 +66,7 @@ def load_any(
                 own = _eight_bits(name, own.pop(name))
                 where[int8.scale_path(name)] = _of_scales(places[name])
             params |= {n: core_mesh.put(leaf, where[n]) for n, leaf in own.items()}
-        info = {"kind": "bagel", "path": str(path), "step": None, "weights": weights, "meta": {}}
+        info = {"kind": "bagel", "path": str(path), "step": None, "weights": used, "meta": {}}
         return Loaded(config, names.unflatten(params), tokenizer.find(path), info)
     loaded = _load_step(path, mesh, weights, dtype)
     if not is_int8:

@@ -162,7 +162,7 @@ def open_folder(folder: str | pathlib.Path, weights: str | None = None) -> Tenso
     """
     folder = pathlib.Path(folder)
     files, indexes = [], []
-    for stems in (STEMS["ema"] + STEMS["model"] if weights is None else STEMS[weights], ("ae",)):
+    for stems in (_stems(weights), STEMS["vae"]):
         found, index = part_files(folder, stems)
         files += found
         indexes += [index] if index else []
@@ -170,6 +170,16 @@ def open_folder(folder: str | pathlib.Path, weights: str | None = None) -> Tenso
     for index in indexes:
         _check_index(index, tensors)
     return tensors
+
+
+def which(folder: str | pathlib.Path, weights: str | None = None) -> str:
+    """Returns which weights `open_folder` takes of a folder: "ema" or "model".
+
+    Raises:
+      ValueError: it has none of those that are asked for.
+    """
+    files, index = part_files(pathlib.Path(folder), _stems(weights))
+    return "ema" if (index or files[0]).name.startswith("ema.") else "model"
 
 
 def part_files(
@@ -196,6 +206,10 @@ def part_files(
 def is_tensor_file(name: str) -> bool:
     """Whether a file's name says that it holds tensors."""
     return name.endswith(SUFFIXES)
+
+
+def _stems(weights: str | None) -> tuple[str, ...]:
+    return STEMS["ema"] + STEMS["model"] if weights is None else STEMS[weights]
 
 
 def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:

@@ -53,12 +53,12 @@ def convert(
     source = tensors.open_folder(folder, options.weights)
     plan = plans.of_bagel(folder, source, config, options)
     configs = [folder / name for name in bagel.CONFIG_FILES if (folder / name).is_file()]
-    past = provenance.kept(folder)
+    past, weights = provenance.kept(folder), tensors.which(folder, options.weights)
 
     def describe(sha256: Mapping[str, str]) -> dict[str, Any]:
         notes = {**plan.notes, "dtype": options.dtype}
         own = provenance.entry("bagel", folder, [*source.files, *configs], sha256, **notes)
-        return {"provenance": [*past, own], "weights": weights_of(source)}
+        return {"provenance": [*past, own], "weights": weights}
 
     side = lambda: itertools.chain(side_files(folder), headers(source))
     report = {"command": "to-orbax", "source": str(folder)}
@@ -151,12 +151,6 @@ def headers(source: tensors.Tensors) -> Iterator[tuple[str, bytes]]:
     for path, opened in source.opened.items():
         if isinstance(opened, tensors.SafeFile):
             yield f"{finish.HEADERS}/{path.name}", opened.header
-
-
-def weights_of(source: tensors.Tensors) -> str:
-    """Returns "ema" where the model's tensors come from a file of averaged weights."""
-    file = next(source[name].file for name in source if not name.startswith(("encoder", "decoder")))
-    return "ema" if file.name.startswith("ema.") else "model"
 
 
 def unused(source: tensors.Tensors) -> list[str]:

@@ -33,15 +33,15 @@ def cast(folder, dtype, file="ema.safetensors"):
     change(folder, lambda t: t.update({k: v.astype(dtype) for k, v in t.items()}), file)
 
 
-def shard(folder, count=3):
+def shard(folder, count=3, stem="model"):
     """Splits the model's file into shards with an index; returns their names."""
     found = load_file(folder / "ema.safetensors")
     (folder / "ema.safetensors").unlink()
-    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    files = [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     place = {name: files[i % count] for i, name in enumerate(found)}
     for file in files:
         save_file({n: t for n, t in found.items() if place[n] == file}, folder / file)
-    index = folder / "model.safetensors.index.json"
+    index = folder / f"{stem}.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": place}))
     return files
 

@@ -13,7 +13,7 @@ from inset_jax.core import mesh as core_mesh
 from inset_jax.core import simulated
 from inset_jax.core.config import MeshConfig
 from inset_jax.model import int8
-from tests.checkpoint.folders import write_tokenizer
+from tests.checkpoint.folders import change, write_tokenizer
 
 
 def equal(a, b):
@@ -53,6 +53,24 @@ def test_a_bagel_folder_and_its_checkpoint_are_the_same_model(folder, run, tiny)
     assert two.info["meta"]["provenance"] == [{"kind": "bagel"}]
 
 
+def test_the_weights_that_are_asked_for_are_taken_of_a_bagel_folder(folder):
+    average, model = folder / "ema.safetensors", folder / "model.safetensors"
+    shutil.copy(average, model)
+    change(folder, lambda found: found["vae2llm.bias"].__setitem__(0, 7), model.name)
+
+    def taken(weights):
+        loaded = load.load_any(folder, weights=weights)
+        return loaded.info["weights"], float(loaded.params["model"]["latent_in"]["bias"][0]) == 7
+
+    assert (taken("ema"), taken("params")) == (("ema", False), ("params", True))
+    average.rename(folder / "kept")
+    assert taken("ema") == ("params", True)  # what there is, under its own name
+    (folder / "kept").rename(average)
+    model.unlink()
+    with pytest.raises(ValueError, match=r"expected model.safetensors or .* found .*ema.safet"):
+        taken("params")
+
+
 @pytest.mark.parametrize("inside, step", [("", 2), ("checkpoints", 2), ("checkpoints/1", 1)])
 def test_the_average_is_taken_where_there_is_one(run, tiny, inside, step):
     loaded = load.load_any(run / inside)
@@ -65,8 +83,12 @@ def test_the_average_is_taken_where_there_is_one(run, tiny, inside, step):
 def test_kernels_become_int8_on_the_host_and_on_the_devices(folder, run, tiny):
     mesh = core_mesh.build(MeshConfig(), jax.devices()[:1])
     expected = int8.shrink(tiny[1]["model"])
-    for path, where in ((folder, None), (folder, mesh), (run, mesh)):
-        found = load.load_any(path, where, weights="params", is_int8=True).params
+    for path, where, weights in (
+        (folder, None, "ema"),
+        (folder, mesh, "ema"),
+        (run, mesh, "params"),
+    ):
+        found = load.load_any(path, where, weights, is_int8=True).params
         assert equal(found["vae"], tiny[1]["vae"])
         leaves, wanted = names.flatten(found["model"]), names.flatten(expected)
         assert set(leaves) == set(wanted)

@@ -207,6 +207,14 @@ def test_the_weights_that_are_asked_for_are_taken(folder, tmp_path):
         outward(tmp_path / "model", tmp_path / "no", weights="ema")
 
 
+def test_shards_of_the_average_are_an_average(folder, tmp_path):
+    shard(folder, stem="ema")
+    inward(folder, tmp_path / "orbax")
+    assert load.load_any(tmp_path / "orbax").info["meta"]["weights"] == "ema"
+    outward(tmp_path / "orbax", tmp_path / "back", weights="ema")
+    assert contents(tmp_path / "back").items() >= contents(folder).items()
+
+
 def test_an_index_of_the_averaged_weights_makes_no_second_model(folder, tmp_path):
     """BAGEL's release has model.safetensors.index.json beside ema.safetensors, which it names."""
     index = {"metadata": {}, "weight_map": dict.fromkeys(golden_model(), "ema.safetensors")}
