@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from inset_jax.checkpoint import arrays, names, place
+from inset_jax.checkpoint import arrays, digest, errors, names, place
 from inset_jax.checkpoint.place import Place
 from inset_jax.core.config import ModelConfig
 
@@ -116,11 +116,43 @@ class Checkpoint:
         most = max(arrays.FILE_BYTES * entry.rows // max(entry.bytes, 1), 1)
         return max(most // piece, 1) * piece
 
+    def verify(self) -> None:
+        """Compares the files of the arrays with the step's digests; remote ones by name alone.
+
+        An array is read as zeros where one of its files is missing.
+
+        Raises:
+          Damaged: a file is missing, or a local one is not as it was written.
+        """
+        from inset_jax.checkpoint import store
+
+        for item in ("params", "ema")[: 1 + self.averaged]:
+            if self.folder.local is not None:
+                store.verify(self.folder.local, self.step, item)
+            elif missing := _missing(self.folder.inside(str(self.step)), item):
+                raise errors.Damaged(
+                    f"{self.folder.name}: {item} of step {self.step} is damaged "
+                    f"({'; '.join(missing[:3])})"
+                )
+
     def side(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Yields the files that a conversion has left beside the steps under a prefix."""
         prefix = prefix.rstrip("/") + "/"
         for key in self.folder.keys(prefix):
             yield key.removeprefix(prefix), self.folder.read(key)
+
+
+def _missing(step: Place, item: str) -> list[str]:
+    """Returns one phrase a file of an item that the digests name and that is not there."""
+    text = step.read(digest.FILE)
+    if text is None:
+        return [f"{digest.FILE} is missing"]
+    try:
+        named = [name for name in json.loads(text) if name.startswith(f"{item}/")]
+    except (ValueError, TypeError, AttributeError):
+        return [f"{digest.FILE} is not readable"]
+    there = set(step.keys(f"{item}/"))
+    return [f"{name} is missing" for name in named if name not in there]
 
 
 def _open_item(item: Place) -> dict[str, ts.TensorStore]:

@@ -190,8 +190,6 @@ class _Writer:
 
     def run(self, side: dict[str, bytes]) -> dict[str, Any]:
         """Writes everything; returns what the report says of it."""
-        from inset_jax.checkpoint import store
-
         source = self.source
         content = source.folder.read(f"{source.step}/digests.json") or b""
         work = {
@@ -209,9 +207,7 @@ class _Writer:
                 return {"resumed": len(source)}
             if not self.journal.found:
                 finish.check_room(self.target, total + to_orbax.MARGIN)
-                if source.folder.local is not None:
-                    for item in ("params", "ema")[: 1 + source.averaged]:
-                        store.verify(source.folder.local, source.step, item)
+                source.verify()
             for file in self.files:
                 sha256[file.name] = self._write(file)
                 self.journal.flush()

@@ -8,6 +8,7 @@ import pytest
 
 from inset_jax.checkpoint import arrays, finish, load, store, streaming
 from inset_jax.checkpoint.errors import Damaged, Unwritable
+from inset_jax.checkpoint.place import Place
 from tests.checkpoint.folders import FOLDER, change, inward, outward
 
 GATE = "language_model.model.layers.1.mlp.gate_proj.weight"
@@ -55,6 +56,16 @@ def test_what_is_not_finite_on_the_way_back_is_all_named(folder, tmp_path):
     assert not list((tmp_path / "back").glob("*.safetensors"))
     with pytest.raises(ValueError, match="is unfinished"):
         load.load_any(tmp_path / "back")
+
+
+@pytest.mark.parametrize("key", ["params/model.llm.head.kernel/c/0/0", "digests.json"])
+def test_a_file_that_a_bucket_lacks_is_no_array_of_zeros(folder, tmp_path, key):
+    bucket = f"memory://{tmp_path.name}"
+    inward(folder, bucket)
+    Place(bucket).remove(f"0/{key}")
+    with pytest.raises(Damaged, match=f"{bucket}: params of step 0 is damaged .{key} is missing"):
+        outward(bucket, tmp_path / "back")
+    assert not list((tmp_path / "back").glob("*.safetensors"))
 
 
 def test_a_number_too_large_for_the_dtype_is_named(folder, tmp_path):
