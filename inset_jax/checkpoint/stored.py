@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from inset_jax.checkpoint import arrays, digest, errors, names, place
+from inset_jax.checkpoint.finish import COMMITTED
 from inset_jax.checkpoint.place import Place
 from inset_jax.core.config import ModelConfig
 
@@ -181,22 +183,33 @@ def _open_item(item: Place) -> dict[str, ts.TensorStore]:
 def _find(path: str | os.PathLike) -> tuple[Place, int]:
     """Returns the folder of checkpoints behind a path, and the newest step or the one it names."""
     from inset_jax.checkpoint import load
-    from inset_jax.checkpoint.unfinished import MARKER
 
     if not place.is_remote(path):
         directory, step = load.locate(pathlib.Path(path))
         return Place(directory), step
-    folder = Place(path)
+    url = os.fspath(path).rstrip("/")
+    above, _, last = url.rpartition("/")
+    if last.isdigit() and place.is_remote(above) and int(last) in _steps(above):
+        return Place(above), int(last)
+    for folder in (url, f"{url}/{load.CHECKPOINTS}"):
+        if found := _steps(folder):
+            return Place(folder), max(found)
+    raise ValueError(f"{path}: no complete checkpoint there")
+
+
+def _steps(url: str) -> list[int]:
+    """Returns the steps of a remote folder that are committed; what is below them does not count.
+
+    Raises:
+      ValueError: a conversion into the folder has not come to its end.
+    """
+    from inset_jax.checkpoint.unfinished import MARKER
+
+    folder = Place(url)
     if folder.read(MARKER) is not None:
-        raise ValueError(f"{path}: is unfinished: give the command that wrote it again")
-    steps = [
-        int(key.split("/")[0])
-        for key in folder.keys()
-        if key.split("/")[0].isdigit() and key.endswith("/commit_success.txt")
-    ]
-    if not steps:
-        raise ValueError(f"{path}: no complete checkpoint there")
-    return folder, max(steps)
+        raise ValueError(f"{url}: is unfinished: give the command that wrote it again")
+    found = (re.fullmatch(rf"(\d+)/{COMMITTED}", key) for key in folder.keys())
+    return [int(match[1]) for match in found if match]
 
 
 def _read_meta(folder: Place, step: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from inset_jax.checkpoint import (
 )
 from inset_jax.checkpoint.errors import Unwritable
 from inset_jax.checkpoint.plan import rename
+from inset_jax.checkpoint.stored import Checkpoint
 from tests.checkpoint.folders import (
     FOLDER,
     cast,
@@ -269,6 +270,23 @@ def test_a_url_takes_the_same_path(folder, tmp_path):
         outward("memory://nowhere", tmp_path / "no")
     with pytest.raises(ValueError, match="nosuch"):
         inward(folder, "nosuch://x")
+
+
+def test_a_run_in_a_bucket_is_found_by_its_folder_its_checkpoints_and_a_step(folder, tmp_path):
+    bucket = place.Place(f"memory://{tmp_path.name}")
+    checkpoints = f"{bucket.name}/run/checkpoints"
+    inward(folder, checkpoints)
+    for key in bucket.keys("run/checkpoints/0/"):
+        bucket.write(key.replace("/0/", "/12/", 1), bucket.read(key))
+    # of the newest step no more than an item has been copied
+    bucket.write("run/checkpoints/5000/meta/commit_success.txt", b"")
+    found = lambda path: (lambda one: (one.folder.name, one.step))(Checkpoint(path))
+    for path in (f"{bucket.name}/run", f"{bucket.name}/run/", checkpoints, f"{checkpoints}/12"):
+        assert found(path) == (checkpoints, 12)
+    assert found(f"{checkpoints}/0/") == (checkpoints, 0)
+    for path in (f"{checkpoints}/5000", f"{checkpoints}/13", bucket.name):
+        with pytest.raises(ValueError, match=f"{path}: no complete checkpoint there"):
+            Checkpoint(path)
 
 
 def test_reading_costs_each_byte_once(converted):
