@@ -70,9 +70,9 @@ def load_bagel(
       weights: "ema" or "model"; None means the averaged ones if there are any.
 
     Raises:
-      ValueError: the weights are not there; the folder's sizes are not the config's, in one sentence; and by name, with the
-        nearest candidate, the tensors that are missing, unexpected, misshapen or not finite, of
-        many the first and how many more.
+      ValueError: the weights are not there; the folder's sizes are not the config's, in one
+        sentence; and by name, with the nearest candidate, the tensors that are missing, unexpected,
+        misshapen or not finite, of many the first and how many more.
     """
     config = bagel.config_from_bagel(folder) if config is None else config
     wanted = shapes(config)

@@ -22,7 +22,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import inset_jax
-from inset_jax.checkpoint import bagel, convert, errors, finish, names, place, provenance, to_orbax
+from inset_jax.checkpoint import (
+    bagel,
+    convert,
+    errors,
+    finish,
+    names,
+    place,
+    provenance,
+    tensors,
+    to_orbax,
+)
 from inset_jax.checkpoint.place import Place
 from inset_jax.checkpoint.stored import Checkpoint
 from inset_jax.checkpoint.streaming import count_broken
@@ -81,6 +91,7 @@ def export(
     bagel.to_files(source.config)  # refuses models that BAGEL's format cannot hold
     files = plan_files(source, options)
     side = dict(_side(source, options))
+    side = {name: data for name, data in side.items() if not _is_stale(name, data, files)}
     total = sum(file.bytes for file in files)
     report = {
         "command": "to-bagel",
@@ -170,6 +181,17 @@ def _side(source: Checkpoint, options: Options) -> Iterator[tuple[str, bytes]]:
         yield name, (json.dumps(values, indent=2) + "\n").encode()
     if (tokenizer := source.folder.read("tokenizer.json")) is not None:
         yield "tokenizer.json", tokenizer
+
+
+def _is_stale(name: str, content: bytes, files: list[File]) -> bool:
+    """Whether a file beside the tensors is an index of some that are not written."""
+    if "/" in name or not name.endswith(tensors.INDEX):
+        return False
+    try:
+        listed = set(json.loads(content)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # no index, whatever it is called
+    return not listed <= {file.name for file in files}
 
 
 class _Writer:

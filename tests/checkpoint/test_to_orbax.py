@@ -70,6 +70,16 @@ def test_shards_come_back_as_the_same_shards(folder, tmp_path):
     assert found.items() >= contents(folder).items()
 
 
+def test_an_index_of_shards_stays_behind_where_one_file_is_written(folder, tmp_path):
+    shard(folder)
+    inward(folder, tmp_path / "orbax")
+    outward(tmp_path / "orbax", tmp_path / "back", dtype="bfloat16")
+    back = sorted(contents(tmp_path / "back"))
+    assert back == sorted([*contents(FOLDER), provenance.KEPT])
+    outward(tmp_path / "orbax", tmp_path / "beside", dtype="bfloat16", side_files=str(folder))
+    assert sorted(contents(tmp_path / "beside")) == back
+
+
 def test_a_converted_checkpoint_is_loaded_like_the_folder(converted, tiny):
     one = load.load_any(converted)
     assert one.config == tiny[0] and one.info["meta"]["weights"] == "ema"
