@@ -140,6 +140,17 @@ IN = {
 }
 
 
+def test_a_destination_inside_the_source(there, whole, capsys):
+    source, target = there
+    before = sorted(source.rglob("*"))
+    inside = str(source / "orbax")
+    for words in (["to-orbax", str(source)], ["to-bagel", str(whole), "--side-files", str(source)]):
+        status = convert.main([*words, inside, "--quiet"])
+        assert status == convert.UNWRITABLE
+        told("destination inside the source", source, target, status, capsys)
+    assert sorted(source.rglob("*")) == before
+
+
 @pytest.mark.parametrize("fault", IN)
 def test_a_faulty_source_or_destination(fault, there, capsys):
     spoil, status = IN[fault]

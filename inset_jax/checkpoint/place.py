@@ -31,6 +31,21 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def refuse_inside(target: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Refuses to write into a folder whose files are copied: what is written would be among them.
+
+    Raises:
+      Unwritable: the target lies inside the folder.
+    """
+    if is_remote(target):
+        return
+    if pathlib.Path(folder).resolve() in pathlib.Path(target).resolve().parents:
+        raise errors.Unwritable(
+            f"{os.fspath(target)}: lies inside {os.fspath(folder)}, whose files are copied; choose "
+            "a folder elsewhere"
+        )
+
+
 class Place:
     """A folder, made on the first write. Keys are paths inside it, with slashes."""
 

@@ -87,6 +87,8 @@ def export(
             f"{target}: a safetensors file is written in place, which an object store cannot do: "
             "write to a local folder and copy it"
         )
+    if options.side_files is not None:
+        place.refuse_inside(target, options.side_files)
     source = Checkpoint(path, options.weights)
     bagel.to_files(source.config)  # refuses models that BAGEL's format cannot hold
     files = plan_files(source, options)

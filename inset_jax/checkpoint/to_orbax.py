@@ -21,7 +21,7 @@ from inset_jax.checkpoint import (
     tokenizer,
 )
 from inset_jax.checkpoint import plan as plans
-from inset_jax.checkpoint.place import Place
+from inset_jax.checkpoint.place import Place, refuse_inside
 from inset_jax.checkpoint.plan import Options, Plan
 from inset_jax.checkpoint.progress import Progress
 from inset_jax.checkpoint.unfinished import Journal
@@ -49,6 +49,7 @@ def convert(
       ValueError: the folder is not a whole BAGEL model; `errors.Damaged`, `errors.Unwritable`.
     """
     folder = pathlib.Path(folder)
+    refuse_inside(target, folder)
     config = bagel.config_from_bagel(folder)
     source = tensors.open_folder(folder, options.weights)
     plan = plans.of_bagel(folder, source, config, options)
