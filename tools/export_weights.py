@@ -6,6 +6,7 @@ python -m tools.export_weights runs/mine weights/mine --note "data: 40,000 scene
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from tools import outcome
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(notes) < len(options.note):
         parser.error("--note is KEY: VALUE, each key once")
 
+    # a large model fits the machine's memory, and not always an accelerator's
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return outcome.status(lambda: _export(options, notes), failure=1)
 
 

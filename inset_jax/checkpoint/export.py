@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from inset_jax.checkpoint import load, provenance, store
+from inset_jax.checkpoint import convert, load, provenance, store
 
 PLACES = {
     "data": ("train", "validation", "tokenizer", "plans"),
@@ -27,6 +27,8 @@ def export(
     source: str | os.PathLike, target: str | os.PathLike, notes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes the averaged parameters of a run's newest step, its autoencoder and its tokenizer.
+
+    All of it is held by the first device meanwhile, in the dtypes that are stored.
 
     Args:
       source: a run's work folder, its folder of checkpoints, or one step.
@@ -43,7 +45,7 @@ def export(
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target}: holds something already; name a folder that is not there yet")
     directory, step = load.locate(source)
-    loaded = load.load_any(epath.Path(directory) / str(step))
+    loaded = load.load_any(epath.Path(directory) / str(step), dtype=convert.KEEP)
     meta = loaded.info["meta"]
     run = pathlib.Path(source).name
     own = provenance.of_checkpoint(run, meta) | {"weights": loaded.info["weights"], **notes}
@@ -66,8 +68,8 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     for group, fields in PLACES.items():
         if group in result:
             own = dict(result[group])
-            for field in fields:
-                value = own.get(field)
+            for field in own.keys() & fields:  # an older run knows fewer
+                value = own[field]
                 own[field] = [_name(v) for v in value] if isinstance(value, list) else _name(value)
             result[group] = own
     return result

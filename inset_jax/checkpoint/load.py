@@ -150,21 +150,22 @@ def _load_step(
     meta = store.read_meta(directory, step)
     config = store.model_config(meta)
     places = shardings(config, mesh)
-    stored = store.stored(directory, step, PARAMS)
+    stored, averages = store.stored(directory, step, PARAMS), {}
+    if weights == EMA and EMA in meta["items"]:
+        averages = store.stored(directory, step, EMA)
     found = {name: leaf.shape for name, leaf in stored.items()}
     if lines := differences.shapes(found, convert.shapes(config)):
         first = f"{directory}: the parameters of step {step} are not those of its config:"
         raise ValueError("\n".join([first, *lines]))
     # the autoencoder computes in float32, also where half of it would be kept
     own = lambda name: np.dtype("float32" if name.startswith("vae/") else dtype)
-    kind = lambda name: stored[name].dtype if dtype == convert.KEEP else own(name)
+    kept = lambda name: averages.get(name, stored[name]).dtype
+    kind = lambda name: kept(name) if dtype == convert.KEEP else own(name)
     wanted = {
         name: jax.ShapeDtypeStruct(shape, kind(name), sharding=places[name])
         for name, shape in convert.shapes(config).items()
     }
-    averaged = {}
-    if weights == EMA and EMA in meta["items"]:
-        averaged = {n: wanted[n] for n in store.stored(directory, step, EMA) if n in wanted}
+    averaged = {name: wanted[name] for name in averages if name in wanted}
     rest = {name: leaf for name, leaf in wanted.items() if name not in averaged}
     trees = {EMA: names.unflatten(averaged), PARAMS: names.unflatten(rest)}
     found = store.restore(directory, trees, step, partial=True)

@@ -1,6 +1,9 @@
 """The averaged weights of a run alone, as a checkpoint like any other."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -65,6 +68,42 @@ def test_its_past_is_told_without_the_places_it_lay_at(run, tmp_path):
     assert "somewhere" not in json.dumps(meta) and str(tmp_path) not in json.dumps(meta)
     assert meta["config"]["data"]["train"] == ["records"]
     assert meta["config"]["run"]["autoencoder"] == "ae.safetensors"
+
+
+@pytest.mark.parametrize(
+    "params, average", [("float32",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32")]
+)
+def test_the_average_stays_in_the_dtype_that_is_stored(run, tmp_path, params, average):
+    as_saved = load.load_any(run[0]).params
+    cast = lambda dtype: jax.tree.map(lambda x: x.astype(dtype), as_saved["model"])
+    state = {"params": as_saved | {"model": cast(params)}, "ema": {"model": cast(average)}}
+    with store.Store(tmp_path / "other") as saver:
+        saver.save(1, state, {"config": overrides.to_dict(TINY)})
+    export(tmp_path / "other", tmp_path / "out", {})
+    stored = store.stored(tmp_path / "out", 1, "params")
+    kinds = {(name.split("/")[0], str(leaf.dtype)) for name, leaf in stored.items()}
+    assert kinds == {("model", average), ("vae", "float32")}
+
+
+def test_a_run_from_before_a_field_was_there_is_exported(run, tmp_path):
+    state = load.load_any(run[0]).params
+    config = overrides.to_dict(TINY)
+    del config["data"]["plans"], config["run"]["autoencoder"]
+    with store.Store(tmp_path / "older") as saver:
+        saver.save(1, {"params": state}, {"config": config})
+    export(tmp_path / "older", tmp_path / "out", {})
+    told = store.read_meta(tmp_path / "out")["config"]
+    assert "plans" not in told["data"] and "autoencoder" not in told["run"]
+    assert told["data"]["tokenizer"] == "words.json"
+
+
+def test_the_command_leaves_accelerators_alone():
+    words = "from tools import export_weights as e; e.main(['none', 'new']); import jax; "
+    words += "print(jax.config.jax_platforms)"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["cpu"], done.stderr
 
 
 def test_a_folder_that_holds_something_is_left_alone(run, tmp_path, capsys):
