@@ -128,6 +128,18 @@ def test_finished_run_says_so_and_writes_its_file_again(config, straight, capsys
     outcome.file.write_bytes(before)
 
 
+def test_finished_run_whose_file_is_of_an_earlier_step_writes_it_again(config, straight):
+    """As a run leaves it that was killed between its last checkpoint and the file."""
+    outcome, folder = straight
+    before = outcome.file.read_bytes()
+    older = before.replace(rb'\"steps\": 60', rb'\"steps\": 30')
+    outcome.file.write_bytes(older)
+    assert files.read_facts(outcome.file)["steps"] == 30
+    loop.run(config, folder)
+    assert files.read_facts(outcome.file)["steps"] == STEPS
+    outcome.file.write_bytes(before)
+
+
 def test_file_gives_latents_of_mean_0_and_deviation_1(config, straight):
     stored = files.read_config(straight[0].file)
     assert stored.multipliers == config.vae.multipliers

@@ -112,7 +112,8 @@ class _Run:
                     self._between(last, stopping)
             if self.first >= run.steps:
                 print(f"nothing to do: step {last} is there and run.steps is {run.steps}")
-                if not file.exists():
+                # killed while it was written, the file is still the one of an earlier checkpoint
+                if not file.exists() or files.read_facts(file).get("steps") != last:
                     self._export(last)
             self.saver.wait()
         finally:
