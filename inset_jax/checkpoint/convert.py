@@ -66,7 +66,8 @@ def load_bagel(
       folder: holds ema.safetensors or model.safetensors (or shards with an index) and
         ae.safetensors; the patch embedding may be linear or a convolution.
       config: what is expected; None means what the folder's JSON files say.
-      dtype: of the result: "float32", "bfloat16", "float16", or KEEP for each tensor's own.
+      dtype: of the model: "float32", "bfloat16", "float16"; the autoencoder, which computes in
+        float32, is in float32 then. Or KEEP for each tensor's own.
       weights: "ema" or "model"; None means the averaged ones if there are any.
 
     Raises:
@@ -119,7 +120,8 @@ def _read(
     for path, shape in wanted.items():
         if path not in foreign:
             rows = names.from_path(path, shape)
-            params[path] = _fill(source, rows, shape, dtype, broken)
+            is_wide = dtype != KEEP and path.startswith("vae/")
+            params[path] = _fill(source, rows, shape, "float32" if is_wide else dtype, broken)
     if broken:
         raise errors.not_finite(broken, where)
     return params

@@ -41,7 +41,7 @@ def load_any(
       mesh: where the parameters go, split by their logical names; None means the first device.
       weights: "ema" (where there is none, or not of all, the rest are the parameters) or
         "params"; `info` says which they are.
-      dtype: of the parameters in memory, but a checkpoint's autoencoder, which stays in float32;
+      dtype: of the parameters in memory, but the autoencoder's, which stay in float32;
         `convert.KEEP` for what is stored.
       is_int8: whether the kernels of the language model's layers become int8 (`model.int8`). Those
         of a BAGEL folder do so on the host; those of a checkpoint on the devices, one after the

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from inset_jax.checkpoint import bagel, convert, load
+from inset_jax.checkpoint import load
 from inset_jax.core import mesh as core_mesh
 from inset_jax.core import overrides
 from inset_jax.core.config import ComputeConfig, Config, MeshConfig, SampleConfig
@@ -102,7 +102,7 @@ class Generator:
         Args:
           weights: "ema" or "params".
           dtype: of the computation and the parameters, "float32" or "bfloat16"; None: float32 on a
-            CPU, bfloat16 elsewhere.
+            CPU, bfloat16 elsewhere. The autoencoder is in float32 either way.
           tokenizer: a tokenizer.json or its folder; "" means the one beside the checkpoint.
           mesh: how all devices, if there are several, share weights and work. Weights are split
             over "fsdp" and "tensor"; sentences are dealt to the packs, "dcn" x "fsdp" of them, and
@@ -115,10 +115,7 @@ class Generator:
         compute = _compute(path, dtype)
         several = mesh is not None or jax.device_count() > 1
         built = core_mesh.build(mesh or MeshConfig()) if several else None
-        is_half = compute.dtype == "bfloat16"
-        # BAGEL's files hold the language model in bfloat16 and the autoencoder in float32
-        kept = convert.KEEP if bagel.is_bagel(path) else "bfloat16"
-        loaded = load.load_any(path, built, weights, kept if is_half else "float32", is_int8)
+        loaded = load.load_any(path, built, weights, compute.dtype, is_int8)
         config = dataclasses.replace(
             run_config(loaded.info["meta"], loaded.config), compute=compute
         )

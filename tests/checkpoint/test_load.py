@@ -105,8 +105,8 @@ def test_a_mesh_and_a_dtype_may_be_asked_for(folder, run):
         ]
         assert kernel.dtype == "bfloat16"
         assert kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
-    coder = load.load_any(run, mesh, dtype="bfloat16").params["vae"]
-    assert equal(coder, load.load_any(run, mesh).params["vae"])  # not rounded
+        coder = load.load_any(path, mesh, dtype="bfloat16").params["vae"]
+        assert equal(coder, load.load_any(run, mesh).params["vae"])  # not rounded
 
 
 def test_what_is_no_model_is_refused(tmp_path, run):

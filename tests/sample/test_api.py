@@ -1,3 +1,6 @@
+import pathlib
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +15,7 @@ from inset_jax.sample.prompt import Prompt
 from inset_jax.sample.sampler import Drawing
 from tests.sample.small import CONFIG
 
+BAGEL = pathlib.Path(__file__).parents[1] / "golden" / "tiny_a" / "ckpt"
 CAT = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
 FEW = SampleConfig(num_timesteps=3, alpha=2.0, text_only_alpha=3.0)
 
@@ -114,3 +118,12 @@ def test_a_runs_checkpoint_brings_its_settings_and_its_tokenizer(sampler, tokeni
     assert loaded.config.compute.dtype == "float32"
     with pytest.raises(ValueError, match="dtype 'float8'"):
         Generator.load(str(tmp_path), dtype="float8")
+
+
+def test_a_bagel_folder_is_held_in_the_dtype_of_the_computation(tokenizer, tmp_path):
+    """Its files are in float32 here; the autoencoder stays so."""
+    tokenizer.save(tmp_path)
+    loaded = Generator.load(str(BAGEL), dtype="bfloat16", tokenizer=str(tmp_path))
+    params = loaded.sampler.params
+    kinds = {part: {leaf.dtype.name for leaf in jax.tree.leaves(params[part])} for part in params}
+    assert kinds == {"model": {"bfloat16"}, "vae": {"float32"}}

@@ -132,7 +132,7 @@ def test_finished_run_whose_file_is_of_an_earlier_step_writes_it_again(config, s
     """As a run leaves it that was killed between its last checkpoint and the file."""
     outcome, folder = straight
     before = outcome.file.read_bytes()
-    older = before.replace(rb'\"steps\": 60', rb'\"steps\": 30')
+    older = before.replace(rb"\"steps\": 60", rb"\"steps\": 30")
     outcome.file.write_bytes(older)
     assert files.read_facts(outcome.file)["steps"] == 30
     loop.run(config, folder)
