@@ -120,7 +120,7 @@ reasons() {
     local found
     found=$("${KUBECTL[@]}" get pods "--selector=jobset.sigs.k8s.io/jobset-name=$NAME" \
         '-o=jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}' 2>/dev/null) || true
-    [[ -z "$found" ]] || printf ' waiting: %s' "$(tr ' ' '\n' <<<"$found" | sort -u | paste -sd ' ')"
+    [[ -z "$found" ]] || printf ' waiting: %s' "$(tr ' ' '\n' <<<"$found" | sort -u | paste -sd ' ' -)"
 }
 
 begin "$@"

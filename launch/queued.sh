@@ -132,6 +132,9 @@ on() {
     for ((attempt = 1; ; attempt++)); do
         status=0 began=$SECONDS
         run gcloud compute tpus tpu-vm ssh "$1" "${WHERE[@]}" "--worker=$2" "--command=$3" || status=$?
+        if ((status == 125 && SECONDS - began > 120)); then
+            return "$LOST" # it ran: docker itself has ended since, as on a machine that goes
+        fi
         if ((status != 255 && status != 125 || attempt >= SSH_ATTEMPTS || SECONDS - began > 120)); then
             return "$status"
         fi
@@ -188,7 +191,8 @@ fan_out() {
 }
 
 # leave STATUS NODE HOST: a host that never came keeps all others waiting for it: they are stopped, so
-# that all begin again. By the first that leaves alone: a second SIGTERM would end a process that saves.
+# that all begin again. Only the first that leaves stops them: a second SIGTERM would end a process that
+# saves.
 leave() {
     local node host stop stops=()
     case "$1" in 255 | 125 | 126 | 127) ;; *) exit "$1" ;; esac
@@ -239,6 +243,7 @@ for ((attempt = 0; attempt <= RESUBMIT; attempt++)); do
         exit 0
     fi
     now=$(known_state)
+    [[ "$now" != UNKNOWN ]] || fail "$NAME: nobody could say for $WAIT s what has become of it"
     if ((WORST && SPOT)) && [[ "$now" != ACTIVE ]]; then
         say "$NAME: taken away ($now); the run goes on from its last checkpoint on new machines"
         remove

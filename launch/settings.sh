@@ -14,8 +14,8 @@
 : "${CHIP:=v6e}"                          # v5e, v5p, v6e, tpu7x
 : "${TOPOLOGY:=16x16}"                    # chips of one slice along each axis
 : "${SLICES:=1}"                          # more than one: mesh.dcn is set to it
-: "${SPOT:=1}"                            # 1: cheap, may be taken away at any time,
-: "${SAVE_MINUTES:=20}"                   # then their run.save_minutes; FLAGS may say otherwise
+: "${SPOT:=1}"                            # 1: cheap, may be taken away at any time
+: "${SAVE_MINUTES:=20}"                   # run.save_minutes of spot runs; FLAGS may say otherwise
 : "${RESUBMIT:=50}"                       # how often a run that lost its machines begins again
 : "${PROJECT:=}"
 : "${ZONE:=}"

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; ValueError where there is none."""
+    """Returns the JSON object in a file; ValueError where there is none.
+
+    A comma before a closing bracket is forgiven: the config.json of BAGEL's release is said to have
+    one, and its own code does not read that file.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError:
+            values = json.loads(re.sub(r",(\s*[}\]])", r"\1", text))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(values, dict):

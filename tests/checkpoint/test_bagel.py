@@ -33,6 +33,8 @@ def test_a_folder_like_the_released_one_is_the_full_size_preset(tmp_path):
     (tmp_path / "special_tokens.json").unlink()
     config = bagel.config_from_bagel(tmp_path)
     assert config == ModelConfig() and config.vae == VaeConfig()
+    (tmp_path / "config.json").write_text('{"name": ["BAGEL-7B-MoT"],}')
+    assert bagel.config_from_bagel(tmp_path) == config
 
 
 def test_files_and_config_are_inverse(folder, tmp_path, tiny):
