@@ -1,7 +1,7 @@
 """The laptop demo: a small model of the real architecture, trained live on two CPU cores.
 
 About 1.6M parameters without the autoencoder. All numbers are our own. Expected figure:
-docs/demo.md has the table of the shipped weights (49,890 steps; 1,000 are the preset's). Hardware:
+docs/demo.md has the table of the shipped weights (59,190 steps; 1,000 are the preset's). Hardware:
 two CPU cores, 1.8 steps a second (one: 1.2). `python -m tools.demo` draws the records and calls:
 
     python -m inset_jax.train --config=configs/demo.py --workdir=DIR \\
