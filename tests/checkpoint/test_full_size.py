@@ -24,12 +24,14 @@ def hollow(path, manifest):
 
 
 def test_the_released_files_are_planned_to_the_last_tensor(tmp_path):
+    released = tmp_path / "released"
+    released.mkdir()
     for name, values in bagel.to_files(ModelConfig()).items():
-        (tmp_path / name).write_text(json.dumps(values))
+        (released / name).write_text(json.dumps(values))
     for file, manifest in (("ema", "manifest_7b"), ("ae", "manifest_ae")):
         values = json.loads((GOLDEN / f"{manifest}.json").read_text())
-        hollow(tmp_path / f"{file}.safetensors", values.get("tensors", values))
-    report = inward(tmp_path, tmp_path / "orbax", dry_run=True)
+        hollow(released / f"{file}.safetensors", values.get("tensors", values))
+    report = inward(released, tmp_path / "orbax", dry_run=True)
     assert report["tensors"] == 1223 + 244
     assert report["parameters"] == 14_607_260_128 + 83_819_683
     assert report["bytes"] == 2 * 14_607_260_128 + 4 * 83_819_683
